@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The plain data that crosses svcdp's borders: between the core and its
+ * callers in C, Cython or through cffi. Needs stdint.h and nothing else.
+ * Every enum here has a Python twin in svcdp/types.py; a test compares them.
+ */
+#ifndef SVCDP_ABI_H
+#define SVCDP_ABI_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* <cffi> */
+
+/* What the caller must do with a packet. */
+enum svcdp_verdict {
+    SVCDP_VERDICT_PASS = 0,    /* not ours: send it on as it is */
+    SVCDP_VERDICT_FORWARD = 1, /* send it on as it now is */
+    SVCDP_VERDICT_DROP = 2,
+    SVCDP_VERDICT_REJECT = 3,  /* drop it and send the answer that the core builds */
+    SVCDP_VERDICT_COUNT = 4
+};
+
+/* Why. Each packet has exactly one, and each is counted. */
+enum svcdp_reason {
+    SVCDP_REASON_NO_SERVICE = 0,      /* PASS: no service, no connection */
+    SVCDP_REASON_ESTABLISHED = 1,     /* FORWARD: client to destination, known connection */
+    SVCDP_REASON_REPLY = 2,           /* FORWARD: destination to client, known connection */
+    SVCDP_REASON_NEW = 3,             /* FORWARD: first packet of a connection */
+    SVCDP_REASON_RELATED = 4,         /* FORWARD: ICMP error about a known connection */
+    SVCDP_REASON_NO_DESTINATION = 5,  /* REJECT or DROP: the service has nobody to serve */
+    SVCDP_REASON_SOURCE_RANGE = 6,    /* DROP: no source rule of the service admits the client */
+    SVCDP_REASON_NO_CONNECTION = 7,   /* REJECT: TCP to a service, neither SYN nor known */
+    SVCDP_REASON_TABLE_FULL = 8,      /* DROP: new connection, connection table full */
+    SVCDP_REASON_NO_PORT = 9,         /* DROP: no masquerade port, or both replies would look alike */
+    SVCDP_REASON_NO_MASQUERADE = 10,  /* DROP: masquerade asked for, no address to do it with */
+    SVCDP_REASON_TRUNCATED = 11,      /* PASS: shorter than its headers say */
+    SVCDP_REASON_MALFORMED = 12,      /* PASS: headers that contradict themselves */
+    SVCDP_REASON_FRAGMENT = 13,       /* PASS: a fragment; ports are not in every one */
+    SVCDP_REASON_PROTOCOL = 14,       /* PASS: not TCP, UDP, SCTP or an ICMP error */
+    SVCDP_REASON_NOT_IP = 15,         /* PASS: neither IPv4 nor IPv6 */
+    SVCDP_REASON_COUNT = 16
+};
+
+/* svcdp_packet.flags */
+enum svcdp_packet_flags {
+    SVCDP_PACKET_CSUM_PARTIAL = 1, /* in: the transport checksum field holds only the
+                                      pseudo header (offload); a rewrite completes it */
+    SVCDP_PACKET_CHANGED = 2       /* out: bytes of the packet were rewritten */
+};
+
+/* One IP packet on its way through the core. 32 bytes; the caller owns all of it. */
+struct svcdp_packet {
+    uint8_t *data;        /* first byte of the IP header; rewritten in place */
+    uint32_t len;         /* bytes from data on, link-layer padding included */
+    uint32_t mark;        /* in: the packet's firewall mark, host order */
+    uint16_t headroom;    /* writable bytes before data */
+    uint16_t flags;       /* svcdp_packet_flags */
+    uint8_t verdict;      /* out: svcdp_verdict */
+    uint8_t reason;       /* out: svcdp_reason */
+    uint16_t reserved;
+    uint32_t destination; /* out: the destination's id, 0 when there is none */
+    uint32_t reserved2;
+};
+
+/* No answer to a rejected packet is longer: RFC 4443 2.4(c). */
+#define SVCDP_ANSWER_MAX 1280
+
+/* </cffi> */
+
+#ifdef __cplusplus
+}
+#endif
+#endif
