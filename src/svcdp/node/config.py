@@ -1,0 +1,270 @@
+"""The node daemon's settings: one struct, and where each value came from.
+
+A value is taken from a flag, else from the environment, else from the file (YAML,
+``kind: NodeConfig``), else it is the default. The names of a setting follow from its
+field: ``pod_cidrs`` is ``--pod-cidrs``, ``SVCDP_POD_CIDRS`` and ``podCIDRs``. A key that
+nobody knows is an error, and so is a bad value: the message names the key and the place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from svcdp.errors import ConfigError
+from svcdp.node.values import Address, Cidr, Mark, Range
+
+__all__ = ["API_VERSION", "KIND", "LoadedConfig", "NodeConfig", "Setting", "load", "settings"]
+
+API_VERSION = "svcdp.io/v1alpha1"
+KIND = "NodeConfig"
+
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _key(name: str) -> str:
+    """``pod_cidrs`` -> ``podCIDRs``, as Kubernetes writes its keys."""
+    head, *rest = name.split("_")
+    return head + "".join("CIDRs" if word == "cidrs" else word.capitalize() for word in rest)
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
+    """The settings of ``svcdp run``. The descriptions are the help texts of its flags."""
+
+    manifests: Annotated[
+        str, Meta(description="folder of Service and EndpointSlice manifests, watched")
+    ] = ""
+    node_name: Annotated[str, Meta(description="this node's name (default: the host name)")] = (
+        msgspec.field(default_factory=socket.gethostname)
+    )
+    addresses: Annotated[
+        tuple[Address, ...],
+        Meta(description="the node's addresses (default: those of its interfaces)"),
+    ] = ()
+    pod_cidrs: Annotated[
+        tuple[Cidr, ...],
+        Meta(description="where Pods live; traffic from elsewhere is masqueraded where needed"),
+    ] = ()
+    service_cidrs: Annotated[
+        tuple[Cidr, ...],
+        Meta(description="where cluster IPs are; routed, so that the node itself reaches them"),
+    ] = ()
+    node_port_addresses: Annotated[
+        tuple[Cidr, ...],
+        Meta(description="which of the node's addresses serve node ports (default: all)"),
+    ] = ()
+    masquerade_all: Annotated[bool, Meta(description="masquerade all traffic to cluster IPs")] = (
+        False
+    )
+    masquerade_ports: Annotated[
+        Range, Meta(description="source ports of masqueraded connections")
+    ] = Range("61000-65535")
+    queues: Annotated[Range, Meta(description="NFQUEUE numbers, a worker thread each")] = Range(
+        "100-103"
+    )
+    fail_open: Annotated[
+        bool, Meta(description="a full queue lets packets pass, else it drops them")
+    ] = True
+    bypass: Annotated[
+        bool, Meta(description="packets pass while nobody listens on the queues, else drop")
+    ] = True
+    gso: Annotated[bool, Meta(description="take packets of up to 64 KiB from the kernel")] = True
+    max_connections: Annotated[int, Meta(ge=1, description="bound of the connection table")] = (
+        1 << 20
+    )
+    rules: Annotated[
+        Literal["auto", "iptables", "nft", "none"],
+        Meta(description="tool that installs the capture rules; none: you do it"),
+    ] = "auto"
+    forward_mark: Annotated[Mark, Meta(description="mark bit of packets that svcdp rewrote")] = (
+        Mark(0x00100000)
+    )
+    pass_mark: Annotated[Mark, Meta(description="mark bit of packets that svcdp let pass")] = Mark(
+        0x00200000
+    )
+    netns: Annotated[
+        str, Meta(description="network namespace to serve, a name or a path (default: own)")
+    ] = ""
+    run_dir: Annotated[str, Meta(description="folder for what must survive a crash")] = "/run/svcdp"
+    admin_socket: Annotated[
+        str, Meta(description="socket of `svcdp get` (default: admin.sock in the run folder)")
+    ] = ""
+    sync_retry: Annotated[
+        float, Meta(gt=0, description="seconds until a failed update is tried again")
+    ] = 5.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="least level logged")
+    ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], Meta(description="key=value, or a JSON object a line")
+    ] = "text"
+
+    @property
+    def admin_path(self) -> str:
+        """Where the admin socket is."""
+        return self.admin_socket or f"{self.run_dir}/admin.sock"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of :class:`NodeConfig`, and the names it goes by."""
+
+    name: str
+    key: str
+    type: Any
+    description: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "SVCDP_" + self.name.upper()
+
+    @property
+    def is_list(self) -> bool:
+        return get_origin(self._bare_type) is tuple
+
+    @property
+    def is_switch(self) -> bool:
+        return self._bare_type is bool
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of a setting that has only a few."""
+        return get_args(self._bare_type) if get_origin(self._bare_type) is Literal else ()
+
+    @property
+    def _bare_type(self) -> Any:
+        return get_args(self.type)[0]
+
+
+def settings() -> tuple[Setting, ...]:
+    """All settings, in the order of the struct."""
+    return tuple(
+        Setting(field.name, field.encode_name, field.type, get_args(field.type)[1].description)
+        for field in msgspec.structs.fields(NodeConfig)
+    )
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A config, and for each field where its value came from."""
+
+    config: NodeConfig
+    origins: Mapping[str, str]
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """``(key, value, origin)`` of every setting, for people."""
+        for setting in settings():
+            value = getattr(self.config, setting.name)
+            text = ",".join(value) if setting.is_list else str(value)
+            origin = self.origins.get(setting.name, "default")
+            yield setting.key, text.lower() if setting.is_switch else text, origin
+
+
+class _Given(NamedTuple):
+    """A value as it was given, and where."""
+
+    value: Any
+    origin: str
+
+
+def load(
+    file: str | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    flags: Mapping[str, Any] | None = None,
+) -> LoadedConfig:
+    """Put a config together.
+
+    ``file`` is a path or None; ``flags`` maps field names to text (a list of texts for
+    lists, a bool for switches), None where a flag was not given.
+    Raises :class:`svcdp.ConfigError` for the first bad key or value.
+    """
+    given = _from_file(file) if file else {}
+    for setting in settings():
+        if setting.variable in environ:
+            given[setting.name] = _Given(environ[setting.variable], f"env {setting.variable}")
+        flag = (flags or {}).get(setting.name)
+        if flag is not None and flag != ():
+            given[setting.name] = _Given(flag, f"flag {setting.flag}")
+    values = {s.name: _convert(s, given[s.name]) for s in settings() if s.name in given}
+    origins = {name: entry.origin for name, entry in given.items()}
+    config = NodeConfig(**values)
+    if config.forward_mark == config.pass_mark:
+        raise ConfigError("forwardMark and passMark must be different bits: change one of them")
+    return LoadedConfig(config, origins)
+
+
+def _convert(setting: Setting, given: _Given) -> Any:
+    value = given.value
+    if setting.is_list:
+        value = _split(value)
+    # Text from flags and the environment may stand for numbers; in the file a type is a type.
+    lax = given.origin.startswith(("env", "flag"))
+    try:
+        return msgspec.convert(value, setting.type, strict=not lax, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$")
+        if setting.choices:
+            reason = f"{value!r} is none of {', '.join(setting.choices)}"
+        raise ConfigError(f"{setting.key}{path.rstrip('`')}: {reason} ({given.origin})") from None
+
+
+def _split(value: Any) -> Any:
+    """``"a,b"`` -> ``["a", "b"]``, also within a list of such texts."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return [item.strip() for part in value for item in part.split(",") if item.strip()]
+    return value
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind in (Address, Cidr) and not isinstance(value, str):
+        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
+    return kind(value)
+
+
+def _from_file(file: str) -> dict[str, _Given]:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config file {file}: {error}") from None
+    try:
+        loader = _YAML(text)
+        root = loader.get_single_node()
+        data = loader.construct_document(root) if root else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if root is None or not isinstance(data, dict):
+        raise ConfigError(f"{file}: expected apiVersion: {API_VERSION} and kind: {KIND}")
+    lines: dict[str, int] = {}
+    for key_node, _ in root.value:
+        line = key_node.start_mark.line + 1
+        if key_node.value in lines:
+            raise ConfigError(f"{file}:{line}: {key_node.value} is given twice: keep one")
+        lines[key_node.value] = line
+    for key, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
+        if data.pop(key, None) != expected:
+            raise ConfigError(f"{file}:{lines.get(key, 1)}: {key} must be {expected}")
+    by_key = {setting.key: setting for setting in settings()}
+    given = {}
+    for key, value in data.items():
+        if key not in by_key:
+            close = difflib.get_close_matches(str(key), by_key, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(by_key)}"
+            raise ConfigError(f"{file}:{lines.get(str(key), 1)}: unknown key {key}: {hint}")
+        given[by_key[key].name] = _Given(value, f"{file}:{lines[key]}")
+    return given
