@@ -18,7 +18,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 MODULES = sorted((ROOT / "pyx").glob("svcdp/*/*.pyx"))
 
-COMPILE_ARGS = ["-std=c11", "-O3", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+COMPILE_ARGS = ["-std=c11", "-O3", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-sign-compare"]
 LINK_ARGS: list[str] = []
 if os.environ.get("SVCDP_DEBUG"):
     COMPILE_ARGS += ["-O0", "-g"]

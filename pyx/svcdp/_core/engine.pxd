@@ -1,16 +1,41 @@
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from svcdp._core.abi cimport svcdp_packet
+from svcdp._core.path cimport Engine, Worker
+from svcdp._core.service cimport Service
 
-cdef struct Worker
 
 cdef class Core:
-    # For queue loops in other modules; see engine.pyx for the contract of each.
+    cdef Engine *engine
+    cdef list workers              # addresses of Worker
+    cdef list retired              # (epoch, kind, address): freed when no packet can see them
+    cdef list free_ids             # of destinations
+    cdef set draining              # ids of removed destinations that connections still use
+    cdef uint32_t next_id
+    cdef uint64_t seed
+    cdef readonly object clock     # -> ns
+    cdef readonly uint32_t max_connections
+
+    # For queue loops in other modules.
+    #
+    # A worker is the scratch memory and the counters of one thread; acquire it with the GIL,
+    # use it from one thread at a time, and release it when the thread is done.
     cdef Worker *worker_acquire(self) except NULL
     cdef void worker_release(self, Worker *worker) noexcept nogil
+    # Give each packet its verdict and rewrite it in place. `now` in ns, monotonic.
     cdef void process_packets(
         self, Worker *worker, svcdp_packet *packets, uint32_t count, int64_t now
     ) noexcept nogil
+    # The answer to a packet whose verdict is REJECT; its length, 0 for "say nothing". `out`
+    # has room for SVCDP_ANSWER_MAX bytes.
     cdef uint32_t build_answer(
         self, const svcdp_packet *packet, uint8_t *out, uint32_t capacity
     ) noexcept nogil
+
+    cdef Worker *worker_new(self) except NULL
+    cdef int reserve_destination(self, uint32_t id) except -1
+    cdef int retire(self, list replaced, list services, object snapshot) except -1
+    cdef int reclaim(self) except -1
+    cdef void process_one(self, svcdp_packet *packet, object now) except *
+    cdef Service *find_service(self, bytes address, uint16_t port, uint8_t protocol)
+    cdef tuple connection_row(self, uint32_t pool, uint32_t index)

@@ -1,0 +1,397 @@
+# The connection table, per packet.
+#
+# A connection is one record: 64 bytes (IPv4) or 128 (IPv6), on cache lines of its own. An index
+# of 8-byte slots, open addressing with linear probing and at most half full, leads to it from
+# both of its directions, by one probe each.
+#
+#   slot    hash (32) | record (29) | family (1) | direction (1) | 1
+#
+# Workers share the table. The index is cut into stripes, each with its own lock; a probe stays
+# inside one stripe. Readers take no stripe lock: they find a slot, lock the *record* and compare
+# the key. Whoever inserts or removes holds the stripe locks of both directions, the lower stripe
+# first, and then the record's. A removal moves slots, so a reader that found nothing asks the
+# stripe's sequence number whether it may believe that.
+#
+# Persistence templates are records too, of CONN_TEMPLATE as protocol, with one slot.
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from svcdp._core.atomic cimport *
+from svcdp._core.hash cimport HashKey, hash_flow
+from svcdp._core.memory cimport copy_address, same_address
+from svcdp._core.packet cimport View
+
+cdef enum:
+    # Directions: whose packets these are.
+    FROM_CLIENT = 0
+    FROM_DESTINATION = 1
+
+    # Conn.protocol, when it is not an IP protocol number. 0 marks a free record: no service can
+    # have IPv6's hop-by-hop options as protocol. 255 is reserved by IANA.
+    CONN_FREE = 0
+    CONN_TEMPLATE = 255
+
+    # Conn.flags
+    CONN_MASQUERADE = 1
+
+    # Addresses of a connection, in record order.
+    CLIENT = 0
+    VIRTUAL = 1
+    REAL = 2
+    SOURCE = 3        # what the destination sees as client
+
+    RECORD_V4 = 64
+    RECORD_V6 = 128
+
+    # insert(), attach()
+    INSERTED = 0
+    FULL = 1
+    KNOWN = 2         # the client's direction is in the table already
+    CLASH = 3         # the destination's direction is
+
+cdef struct Conn:
+    uint8_t lock
+    uint8_t protocol
+    uint8_t state
+    uint8_t flags
+    uint32_t destination       # id; of a free record the next free one
+    int64_t deadline           # ns, on the caller's clock
+    uint16_t client_port       # ports in wire order
+    uint16_t virtual_port
+    uint16_t real_port
+    uint16_t source_port
+    uint16_t ip_delta          # checksum deltas of the client's direction
+    uint16_t transport_delta
+    uint32_t packets           # from the client
+    # The four addresses follow, of 1 or 4 words each.
+
+cdef struct Stripe:
+    uint8_t lock
+    uint32_t used
+    uint32_t sequence          # odd while slots move
+    uint8_t padding[52]
+
+cdef struct Pool:
+    uint8_t *records
+    uint32_t size              # bytes a record
+    uint32_t fresh             # records from here on were never used; 0 is never used
+    uint32_t free              # first of the free list, 0 at its end
+    uint8_t lock
+
+cdef struct Table:
+    uint64_t *slots
+    Stripe *stripes
+    uint32_t mask              # slots - 1
+    uint32_t stripe_mask       # slots a stripe - 1
+    uint32_t stripe_shift
+    uint32_t limit             # records that may be in use
+    uint32_t count             # records in use, both families, templates included
+    uint32_t templates
+    Pool pools[2]              # IPv4, IPv6
+    HashKey key
+
+
+cdef inline uint8_t *address_of(Conn *conn, uint32_t which, uint32_t words) noexcept nogil:
+    return <uint8_t *>conn + sizeof(Conn) + 4 * words * which
+
+
+cdef inline uint32_t pool_of(uint32_t words) noexcept nogil:
+    return words >> 2
+
+
+cdef inline Conn *record(Table *table, uint32_t pool, uint32_t index) noexcept nogil:
+    return <Conn *>(
+        table.pools[pool].records + <uint64_t>index * (RECORD_V6 if pool else RECORD_V4)
+    )
+
+
+cdef inline uint32_t index_of(Table *table, Conn *conn, uint32_t words) noexcept nogil:
+    return <uint32_t>(
+        (<uint8_t *>conn - table.pools[pool_of(words)].records) // (RECORD_V4 << pool_of(words))
+    )
+
+
+cdef inline uint64_t make_slot(
+    uint64_t hash, uint32_t index, uint32_t words, uint32_t direction
+) noexcept nogil:
+    return (
+        (hash << 32) | (<uint64_t>index << 3) | (pool_of(words) << 2) | (direction << 1) | 1
+    )
+
+
+cdef inline uint64_t conn_hash(
+    Table *table, Conn *conn, uint32_t words, uint32_t direction
+) noexcept nogil:
+    if direction == FROM_CLIENT:
+        return hash_flow(
+            &table.key, words, address_of(conn, CLIENT, words), address_of(conn, VIRTUAL, words),
+            conn.client_port, conn.virtual_port, conn.protocol)
+    return hash_flow(
+        &table.key, words, address_of(conn, REAL, words), address_of(conn, SOURCE, words),
+        conn.real_port, conn.source_port, conn.protocol)
+
+
+cdef inline bint is_flow_of(
+    Conn *conn, uint32_t direction, const View *view
+) noexcept nogil:
+    """Whether the view's 5-tuple is this connection's, in this direction."""
+    cdef uint32_t words = view.words
+    if conn.protocol != view.protocol:
+        return False
+    if direction == FROM_CLIENT:
+        return (
+            conn.client_port == view.source_port
+            and conn.virtual_port == view.destination_port
+            and same_address(address_of(conn, CLIENT, words), view.source, words)
+            and same_address(address_of(conn, VIRTUAL, words), view.destination, words)
+        )
+    return (
+        conn.real_port == view.source_port
+        and conn.source_port == view.destination_port
+        and same_address(address_of(conn, REAL, words), view.source, words)
+        and same_address(address_of(conn, SOURCE, words), view.destination, words)
+    )
+
+
+cdef inline Stripe *stripe_of(Table *table, uint64_t hash) noexcept nogil:
+    return &table.stripes[(<uint32_t>hash & table.mask) >> table.stripe_shift]
+
+
+cdef inline uint32_t next_position(Table *table, uint32_t position) noexcept nogil:
+    """The position after this one, around the stripe."""
+    return (position & ~table.stripe_mask) | ((position + 1) & table.stripe_mask)
+
+
+cdef inline void prefetch_slot(Table *table, View *view) noexcept nogil:
+    view.probe = <uint32_t>view.hash & table.mask
+    prefetch(&table.slots[view.probe])
+
+
+cdef inline void prefetch_record(Table *table, View *view) noexcept nogil:
+    """Move view.probe on to the first slot of its hash, and fetch the record it names."""
+    cdef uint32_t position = view.probe
+    cdef uint32_t i
+    cdef uint64_t slot
+    for i in range(8):
+        slot = load_u64(&table.slots[position])
+        if slot == 0:
+            return
+        if slot >> 32 == <uint32_t>view.hash:
+            view.probe = position
+            prefetch(record(table, (slot >> 2) & 1, <uint32_t>slot >> 3))
+            return
+        position = next_position(table, position)
+
+
+cdef inline Conn *probe(
+    Table *table, const View *view, uint32_t position, uint32_t *direction
+) noexcept nogil:
+    """The connection of the view's flow, locked, or NULL. Takes no stripe lock."""
+    cdef uint64_t slot
+    cdef uint32_t i
+    cdef Conn *conn
+    for i in range(table.stripe_mask + 1):
+        slot = load_acquire_u64(&table.slots[position])
+        if slot == 0:
+            return NULL
+        if slot >> 32 == <uint32_t>view.hash and ((slot >> 2) & 1) == pool_of(view.words):
+            conn = record(table, (slot >> 2) & 1, <uint32_t>slot >> 3)
+            spin_lock(&conn.lock)
+            direction[0] = (slot >> 1) & 1
+            if is_flow_of(conn, direction[0], view):
+                return conn
+            spin_unlock(&conn.lock)
+        position = next_position(table, position)
+    return NULL
+
+
+cdef inline Conn *find(Table *table, const View *view, uint32_t *direction) noexcept nogil:
+    """The connection of the view's flow, locked, or NULL when there is none."""
+    cdef Stripe *stripe = stripe_of(table, view.hash)
+    cdef uint32_t sequence = load_acquire_u32(&stripe.sequence)
+    cdef Conn *conn = probe(table, view, view.probe, direction)
+    if conn is not NULL or (not sequence & 1 and load_acquire_u32(&stripe.sequence) == sequence):
+        return conn
+    spin_lock(&stripe.lock)
+    conn = probe(table, view, <uint32_t>view.hash & table.mask, direction)
+    spin_unlock(&stripe.lock)
+    return conn
+
+
+cdef inline void lock_stripes(Table *table, uint64_t one, uint64_t other) noexcept nogil:
+    cdef Stripe *first = stripe_of(table, one)
+    cdef Stripe *second = stripe_of(table, other)
+    if first == second:
+        spin_lock(&first.lock)
+    elif first < second:
+        spin_lock(&first.lock)
+        spin_lock(&second.lock)
+    else:
+        spin_lock(&second.lock)
+        spin_lock(&first.lock)
+
+
+cdef inline void unlock_stripes(Table *table, uint64_t one, uint64_t other) noexcept nogil:
+    cdef Stripe *first = stripe_of(table, one)
+    cdef Stripe *second = stripe_of(table, other)
+    if first != second:
+        spin_unlock(&second.lock)
+    spin_unlock(&first.lock)
+
+
+cdef inline bint has_room(Table *table, uint64_t hash) noexcept nogil:
+    """Whether the hash's stripe can take two more slots and keep some empty to end probes."""
+    return stripe_of(table, hash).used + 2 <= table.stripe_mask - (table.stripe_mask >> 3)
+
+
+cdef inline void put_slot(Table *table, uint64_t hash, uint64_t slot) noexcept nogil:
+    """Under the stripe's lock."""
+    cdef uint32_t position = <uint32_t>hash & table.mask
+    while table.slots[position]:
+        position = next_position(table, position)
+    store_release_u64(&table.slots[position], slot)
+    stripe_of(table, hash).used += 1
+
+
+cdef inline void drop_slot(Table *table, uint64_t hash, uint64_t slot) noexcept nogil:
+    """Under the stripe's lock. Slots behind move up, so that no probe meets a hole."""
+    cdef uint32_t hole = <uint32_t>hash & table.mask
+    cdef uint32_t position, home
+    cdef uint64_t moved
+    cdef Stripe *stripe = stripe_of(table, hash)
+    while table.slots[hole] != slot:
+        hole = next_position(table, hole)
+    store_release_u32(&stripe.sequence, stripe.sequence + 1)
+    position = hole
+    while True:
+        position = next_position(table, position)
+        moved = table.slots[position]
+        if moved == 0:
+            break
+        home = <uint32_t>(moved >> 32) & table.mask
+        if ((position - home) & table.stripe_mask) >= ((position - hole) & table.stripe_mask):
+            store_release_u64(&table.slots[hole], moved)
+            hole = position
+    store_release_u64(&table.slots[hole], 0)
+    store_release_u32(&stripe.sequence, stripe.sequence + 1)
+    stripe.used -= 1
+
+
+cdef inline Conn *allocate(Table *table, uint32_t words) noexcept nogil:
+    """A record that nobody else sees yet, or NULL at the limit."""
+    cdef Pool *pool = &table.pools[pool_of(words)]
+    cdef Conn *conn
+    if add_u32(&table.count, 1) > table.limit:
+        add_u32(&table.count, <uint32_t>-1)
+        return NULL
+    spin_lock(&pool.lock)
+    if pool.free:
+        conn = record(table, pool_of(words), pool.free)
+        pool.free = conn.destination
+    else:
+        conn = record(table, pool_of(words), pool.fresh)
+        store_release_u32(&pool.fresh, pool.fresh + 1)
+    spin_unlock(&pool.lock)
+    return conn
+
+
+cdef inline void release(Table *table, Conn *conn, uint32_t words) noexcept nogil:
+    """Give back a record that no slot names any more."""
+    cdef Pool *pool = &table.pools[pool_of(words)]
+    spin_lock(&pool.lock)
+    conn.destination = pool.free
+    pool.free = index_of(table, conn, words)
+    spin_unlock(&pool.lock)
+    add_u32(&table.count, <uint32_t>-1)
+
+
+cdef inline uint32_t insert(
+    Table *table, Conn *conn, uint32_t words, Conn **other
+) noexcept nogil:
+    """Make a filled record visible by its slots: both directions, or neither.
+
+    On KNOWN and CLASH, `other` is the connection in the way, locked.
+    """
+    cdef bint both = conn.protocol != CONN_TEMPLATE
+    cdef uint64_t there = conn_hash(table, conn, words, FROM_CLIENT)
+    cdef uint64_t back = conn_hash(table, conn, words, FROM_DESTINATION) if both else there
+    cdef uint32_t index = index_of(table, conn, words)
+    cdef uint32_t outcome = INSERTED
+    cdef uint32_t direction = 0
+    cdef View view
+    view.words = words
+    view.protocol = conn.protocol
+    view.hash = there
+    view.source = address_of(conn, CLIENT, words)
+    view.destination = address_of(conn, VIRTUAL, words)
+    view.source_port = conn.client_port
+    view.destination_port = conn.virtual_port
+    lock_stripes(table, there, back)
+    other[0] = probe(table, &view, <uint32_t>there & table.mask, &direction)
+    if other[0] is not NULL:
+        # A flow from the client that is some connection's reply is the destination's own.
+        outcome = KNOWN if direction == FROM_CLIENT else CLASH
+    elif both:
+        view.hash = back
+        view.source = address_of(conn, REAL, words)
+        view.destination = address_of(conn, SOURCE, words)
+        view.source_port = conn.real_port
+        view.destination_port = conn.source_port
+        other[0] = probe(table, &view, <uint32_t>back & table.mask, &direction)
+        if other[0] is not NULL:
+            outcome = CLASH
+    if outcome == INSERTED:
+        if has_room(table, there) and has_room(table, back):
+            put_slot(table, there, make_slot(there, index, words, FROM_CLIENT))
+            if both:
+                put_slot(table, back, make_slot(back, index, words, FROM_DESTINATION))
+            else:
+                add_u32(&table.templates, 1)
+        else:
+            outcome = FULL
+    unlock_stripes(table, there, back)
+    return outcome
+
+
+cdef inline bint remove(
+    Table *table, Conn *conn, uint32_t words, int64_t before, Conn *was
+) noexcept nogil:
+    """Take a connection that nobody holds locked out of the table, if its deadline is not after
+    `before`. True when this call removed it; `was` is then what its record said.
+    """
+    cdef uint64_t there, back
+    cdef uint32_t index = index_of(table, conn, words)
+    cdef bint both, mine = False
+    spin_lock(&conn.lock)
+    if conn.protocol == CONN_FREE or conn.deadline > before:
+        spin_unlock(&conn.lock)
+        return False
+    both = conn.protocol != CONN_TEMPLATE
+    there = conn_hash(table, conn, words, FROM_CLIENT)
+    back = conn_hash(table, conn, words, FROM_DESTINATION) if both else there
+    spin_unlock(&conn.lock)
+    # Stripes come before records, so look again once they are held.
+    lock_stripes(table, there, back)
+    spin_lock(&conn.lock)
+    if (
+        conn.protocol != CONN_FREE and conn.deadline <= before
+        and both == (conn.protocol != CONN_TEMPLATE)
+        and conn_hash(table, conn, words, FROM_CLIENT) == there
+        and (not both or conn_hash(table, conn, words, FROM_DESTINATION) == back)
+    ):
+        mine = True
+        was[0] = conn[0]
+        drop_slot(table, there, make_slot(there, index, words, FROM_CLIENT))
+        if both:
+            drop_slot(table, back, make_slot(back, index, words, FROM_DESTINATION))
+        store_u8(&conn.protocol, CONN_FREE)
+    spin_unlock(&conn.lock)
+    unlock_stripes(table, there, back)
+    if mine:
+        if not both:
+            add_u32(&table.templates, <uint32_t>-1)
+        release(table, conn, words)
+    return mine
+
+
+cdef int table_init(Table *table, uint32_t limit) except -1
+cdef void table_free(Table *table) noexcept

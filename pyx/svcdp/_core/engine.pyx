@@ -1,0 +1,668 @@
+"""The core as Python sees it, and its border: the only module of the core that lets go of the
+GIL (around a batch) and takes it back (to ask a scheduler written in Python).
+"""
+
+from cpython.buffer cimport (
+    PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from svcdp._core.answer cimport answer
+from svcdp._core.batch cimport PacketBatch
+from svcdp._core.conn cimport table_free, table_init
+from svcdp._core.memory cimport ntohs
+from svcdp._core.path cimport *
+from svcdp._core.sched cimport advance
+from svcdp._core.service cimport service_free, service_new
+from svcdp._core.table cimport snapshot_new, snapshot_next, snapshot_services
+
+from svcdp.types import Flow, Reason, Verdict
+
+cdef extern from "<arpa/inet.h>" nogil:
+    const char *inet_ntop(int family, const void *source, char *target, unsigned size)
+    int AF_INET, AF_INET6
+
+cdef tuple VERDICTS = tuple(Verdict)
+cdef tuple REASONS = tuple(Reason)
+cdef dict PROTOCOLS = {PROTOCOL_TCP: "tcp", PROTOCOL_UDP: "udp", PROTOCOL_SCTP: "sctp"}
+STATES = (
+    "NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE",
+    "CLOSE_WAIT", "LAST_ACK", "LISTEN", "SYNACK", "UDP", "SCTP",
+)
+
+cdef enum:
+    # What waits in Core.retired.
+    RETIRED_MEMORY = 0
+    RETIRED_SERVICE = 1
+
+    # Smaller batches are done before the GIL could be given away and taken back.
+    BATCH_NOGIL = 8
+
+
+cdef str format_address(const uint8_t *address, uint32_t words):
+    cdef char text[46]
+    inet_ntop(AF_INET if words == 1 else AF_INET6, address, text, sizeof(text))
+    return (<bytes>text).decode("ascii")
+
+
+cdef int32_t choose_python(Service *service, const View *view, Worker *worker) noexcept with gil:
+    """Ask a scheduler written in Python. When it fails, the error is counted and round robin
+    serves the connection: a bug in a policy must not take the service down.
+    """
+    cdef object chooser = <object>service.chooser
+    cdef tuple candidates = <tuple>service.candidates
+    try:
+        flow = Flow(
+            PROTOCOLS[view.protocol],
+            format_address(view.source, view.words), ntohs(view.source_port),
+            format_address(view.destination, view.words), ntohs(view.destination_port))
+        index = chooser(flow, candidates)
+        if index is None:
+            return -1
+        if not 0 <= index < len(candidates):
+            raise IndexError(f"scheduler picked {index!r} of {len(candidates)} destinations")
+        return <int32_t>index
+    except BaseException:
+        worker.scheduler_errors += 1
+        return pick_rr(service)
+
+
+cdef class Destination:
+    """One destination of a service, with its live counters. Valid as long as it is held."""
+    cdef Core core
+    cdef Dest *state
+    cdef readonly str address
+    cdef readonly uint32_t weight
+
+    @property
+    def id(self):
+        """Names the destination in results and counters of this dataplane."""
+        return self.state.id
+
+    @property
+    def port(self):
+        return ntohs(self.state.port)
+
+    @property
+    def active(self):
+        """Active connections, as IPVS counts them."""
+        return self.state.active
+
+    @property
+    def inactive(self):
+        """Other connections that are still known."""
+        return self.state.inactive
+
+    def __repr__(self):
+        return (
+            f"Destination(address={self.address!r}, port={self.port}, weight={self.weight},"
+            f" active={self.active}, inactive={self.inactive})")
+
+
+cdef class Result:
+    """What became of one packet. Holds a reference to the caller's buffer, not a copy."""
+    cdef object buffer
+    cdef Core core
+    cdef uint8_t hop[16]
+    cdef uint8_t hop_words
+    cdef uint8_t verdict_code
+    cdef uint8_t reason_code
+    cdef readonly uint32_t destination_id
+
+    @property
+    def verdict(self):
+        """What to do with the packet: a Verdict."""
+        return VERDICTS[self.verdict_code]
+
+    @property
+    def reason(self):
+        """Why: a Reason."""
+        return REASONS[self.reason_code]
+
+    @property
+    def packet(self):
+        """What to send: a view of the caller's buffer (PASS, FORWARD), the answer (REJECT), or
+        None when there is nothing to send.
+        """
+        return None if self.buffer is None else memoryview(self.buffer)
+
+    @property
+    def next_hop(self):
+        """Where a forwarded packet goes: the destination's or the client's address, else None."""
+        if not self.hop_words:
+            return None
+        return format_address(self.hop, self.hop_words)
+
+    @property
+    def destination(self):
+        """(address, port) of the destination whose connection this is, or None."""
+        cdef Dest *state
+        if not self.destination_id:
+            return None
+        state = dest_of(&self.core.engine.destinations, self.destination_id)
+        return (format_address(state.address, state.words), ntohs(state.port))
+
+    def __repr__(self):
+        return (
+            f"<Result {self.verdict.name} {self.reason.name} next_hop={self.next_hop!r}"
+            f" destination={self.destination!r}>")
+
+
+cdef class Core:
+    """The packet core. Use it through `svcdp.Dataplane`, which checks what it is given.
+
+    Thread safe. Times are in ns on the clock that the caller brings.
+    """
+
+    def __cinit__(
+        self, uint32_t max_connections, uint64_t seed, object clock,
+        uint32_t port_first, uint32_t port_last, list timeouts,
+    ):
+        cdef uint64_t random = seed
+        cdef int i
+        self.workers = []
+        self.retired = []
+        self.free_ids = []
+        self.draining = set()
+        self.next_id = 1
+        self.seed = seed
+        self.clock = clock
+        self.max_connections = max_connections
+        self.engine = <Engine *>calloc(1, sizeof(Engine))
+        if self.engine is NULL:
+            raise MemoryError("cannot allocate the core")
+        table_init(&self.engine.table, max_connections)
+        for i in range(6):
+            # Odd, so that none is 0: a factor of 0 would hash everything alike.
+            self.engine.table.key.word[i] = next_random(&random) | 1
+        self.engine.snapshot = snapshot_new(0)
+        self.engine.epoch = 1
+        self.engine.port_first = port_first
+        self.engine.port_count = port_last - port_first + 1
+        self.engine.choose = &choose_python
+        for i in range(STATE_COUNT):
+            self.engine.timeouts[i] = timeouts[i]
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.engine is NULL:
+            return
+        for _, kind, pointer in self.retired or ():
+            if kind == RETIRED_SERVICE:
+                service_free(<Service *><uintptr_t>pointer)
+            else:
+                free(<void *><uintptr_t>pointer)
+        if self.engine.snapshot is not NULL:
+            for pointer in snapshot_services(self.engine.snapshot):
+                service_free(<Service *><uintptr_t>pointer)
+            for i in range(self.engine.snapshot.mask + 1):
+                free(self.engine.snapshot.shards[i])
+            free(self.engine.snapshot)
+        for pointer in self.workers or ():
+            for i in range(DESTINATION_CHUNKS):
+                free((<Worker *><uintptr_t>pointer).traffic[i])
+            free(<void *><uintptr_t>pointer)
+        for i in range(DESTINATION_CHUNKS):
+            free(self.engine.destinations.chunks[i])
+        table_free(&self.engine.table)
+        free(self.engine)
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    cdef Worker *worker_new(self) except NULL:
+        cdef Worker *worker = <Worker *>calloc(1, sizeof(Worker))
+        cdef uint32_t i
+        if worker is NULL:
+            raise MemoryError("cannot allocate a worker")
+        self.workers.append(<uintptr_t>worker)
+        worker.busy = True
+        worker.random = self.seed + <uint64_t>len(self.workers)
+        for i in range(DESTINATION_CHUNKS):
+            if self.engine.destinations.chunks[i] is NULL:
+                break
+            worker.traffic[i] = <Traffic *>calloc(DESTINATION_CHUNK, sizeof(Traffic))
+            if worker.traffic[i] is NULL:
+                # Never handed out again: `busy` stays set.
+                raise MemoryError("cannot allocate the counters of a worker")
+        return worker
+
+    cdef Worker *worker_acquire(self) except NULL:
+        cdef Worker *worker
+        for pointer in self.workers:
+            worker = <Worker *><uintptr_t>pointer
+            if not exchange_u8(&worker.busy, True):
+                return worker
+        return self.worker_new()
+
+    cdef void worker_release(self, Worker *worker) noexcept nogil:
+        exchange_u8(&worker.busy, False)
+
+    # -- packets ---------------------------------------------------------------------------------
+
+    cdef void process_packets(
+        self, Worker *worker, svcdp_packet *packets, uint32_t count, int64_t now
+    ) noexcept nogil:
+        run(self.engine, worker, packets, count, now)
+
+    cdef uint32_t build_answer(
+        self, const svcdp_packet *packet, uint8_t *out, uint32_t capacity
+    ) noexcept nogil:
+        return answer(packet.data, packet.len, out, capacity)
+
+    cdef void process_one(self, svcdp_packet *packet, object now) except *:
+        cdef int64_t time = self.clock() if now is None else now
+        cdef Worker *worker = self.worker_acquire()
+        run(self.engine, worker, packet, 1, time)
+        self.worker_release(worker)
+
+    def process(self, buffer, now=None):
+        """Route one IP packet, rewriting it in place.
+
+        `buffer`: a writable buffer that holds one IP packet from its first byte on; bytes behind
+        the IP packet are ignored. `now`: ns on the dataplane's clock; read from it when None.
+        Returns a Result. Never raises because of what the packet contains; BufferError or
+        TypeError when the buffer is not writable and contiguous.
+        """
+        cdef Py_buffer view
+        cdef svcdp_packet packet
+        cdef uint8_t out[SVCDP_ANSWER_MAX]
+        cdef uint32_t length
+        cdef Result result
+        memset(&packet, 0, sizeof(packet))
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        try:
+            packet.data = <uint8_t *>view.buf
+            packet.len = <uint32_t>min(view.len, <Py_ssize_t>0xffffffff)
+            self.process_one(&packet, now)
+            result = Result.__new__(Result)
+            result.core = self
+            result.verdict_code = packet.verdict
+            result.reason_code = packet.reason
+            result.destination_id = packet.destination
+            if packet.verdict == SVCDP_VERDICT_PASS:
+                result.buffer = buffer
+            elif packet.verdict == SVCDP_VERDICT_FORWARD:
+                result.buffer = buffer
+                result.hop_words = 1 if packet.data[0] >> 4 == 4 else 4
+                memcpy(
+                    result.hop, packet.data + (16 if result.hop_words == 1 else 24),
+                    4 * result.hop_words)
+            elif packet.verdict == SVCDP_VERDICT_REJECT:
+                length = answer(packet.data, packet.len, out, sizeof(out))
+                if length:
+                    result.buffer = PyBytes_FromStringAndSize(<char *>out, length)
+        finally:
+            PyBuffer_Release(&view)
+        return result
+
+    def process_batch(self, batch, now=None):
+        """Route many packets; each is rewritten in place.
+
+        `batch`: a PacketBatch, or a sequence of writable buffers of one packet each.
+        Returns the verdicts, one byte a packet. A PacketBatch also keeps the reasons.
+        The GIL is free meanwhile, and several threads may each process a batch of their own.
+        """
+        cdef int64_t time = self.clock() if now is None else now
+        if isinstance(batch, PacketBatch):
+            return self.process_contiguous(<PacketBatch>batch, time)
+        return self.process_buffers(batch, time)
+
+    def process_contiguous(self, PacketBatch batch, int64_t now):
+        """`process_batch` of a PacketBatch."""
+        cdef Worker *worker
+        if batch.busy:
+            raise RuntimeError("the batch is being processed by another thread")
+        worker = self.worker_acquire()
+        batch.busy = True
+        if batch.count < BATCH_NOGIL:
+            run(self.engine, worker, batch.packets, batch.count, now)
+        else:
+            with nogil:
+                run(self.engine, worker, batch.packets, batch.count, now)
+        batch.busy = False
+        self.worker_release(worker)
+        return batch.verdicts()
+
+    def process_buffers(self, buffers, int64_t now):
+        """`process_batch` of a sequence of buffers, BURST of them at a time."""
+        cdef svcdp_packet packets[BURST]
+        cdef Py_buffer views[BURST]
+        cdef list items = list(buffers)
+        cdef bytes verdicts = PyBytes_FromStringAndSize(NULL, len(items))
+        cdef char *out = verdicts
+        cdef Py_ssize_t start
+        cdef uint32_t held, i
+        cdef Worker *worker = self.worker_acquire()
+        try:
+            for start in range(0, len(items), BURST):
+                held = 0
+                try:
+                    memset(packets, 0, sizeof(packets))
+                    for i in range(<uint32_t>min(len(items) - start, <Py_ssize_t>BURST)):
+                        PyObject_GetBuffer(
+                            items[start + i], &views[i], PyBUF_SIMPLE | PyBUF_WRITABLE)
+                        held += 1
+                        packets[i].data = <uint8_t *>views[i].buf
+                        packets[i].len = <uint32_t>min(views[i].len, <Py_ssize_t>0xffffffff)
+                    if held < BATCH_NOGIL:
+                        run(self.engine, worker, packets, held, now)
+                    else:
+                        with nogil:
+                            run(self.engine, worker, packets, held, now)
+                    for i in range(held):
+                        out[start + i] = packets[i].verdict
+                finally:
+                    for i in range(held):
+                        PyBuffer_Release(&views[i])
+        finally:
+            self.worker_release(worker)
+        return verdicts
+
+    def answer(self, packet):
+        """The reply (bytes) to a rejected packet, or None when it must not be answered."""
+        cdef Py_buffer view
+        cdef uint8_t out[SVCDP_ANSWER_MAX]
+        cdef uint32_t length
+        PyObject_GetBuffer(packet, &view, PyBUF_SIMPLE)
+        try:
+            length = answer(
+                <const uint8_t *>view.buf, <uint32_t>min(view.len, <Py_ssize_t>0xffffffff),
+                out, sizeof(out))
+        finally:
+            PyBuffer_Release(&view)
+        return PyBytes_FromStringAndSize(<char *>out, length) if length else None
+
+    def sweep(self, int64_t now, uint32_t limit):
+        """Look at `limit` connections of each family, the next in turn, and drop expired ones."""
+        cdef Worker *worker = self.worker_acquire()
+        with nogil:
+            exchange_u64(&worker.epoch, load_acquire_u64(&self.engine.epoch))
+            sweep(self.engine, worker, now, limit)
+            store_release_u64(&worker.epoch, 0)
+        self.worker_release(worker)
+        self.reclaim()
+
+    # -- changes ---------------------------------------------------------------------------------
+
+    cdef int reserve_destination(self, uint32_t id) except -1:
+        """Memory for a destination's state and, with every worker, for its counters."""
+        cdef uint32_t chunk = id // DESTINATION_CHUNK
+        cdef Worker *worker
+        if chunk >= DESTINATION_CHUNKS:
+            raise OverflowError(
+                f"no more than {DESTINATION_CHUNKS * DESTINATION_CHUNK - 1} destinations")
+        for pointer in self.workers:
+            worker = <Worker *><uintptr_t>pointer
+            if worker.traffic[chunk] is NULL:
+                worker.traffic[chunk] = <Traffic *>calloc(DESTINATION_CHUNK, sizeof(Traffic))
+                if worker.traffic[chunk] is NULL:
+                    raise MemoryError("cannot allocate the counters of destinations")
+        if self.engine.destinations.chunks[chunk] is NULL:
+            self.engine.destinations.chunks[chunk] = <Dest *>calloc(
+                DESTINATION_CHUNK, sizeof(Dest))
+            if self.engine.destinations.chunks[chunk] is NULL:
+                raise MemoryError("cannot allocate destinations")
+        return 0
+
+    def new_destination(self, bytes address, uint16_t port):
+        """A Destination of weight 0 that no service names yet. Give it back by `remove`."""
+        cdef Destination result = Destination.__new__(Destination)
+        cdef uint32_t id = self.free_ids.pop() if self.free_ids else self.next_id
+        cdef Dest *state
+        cdef Worker *worker
+        cdef uint32_t i
+        self.reserve_destination(id)
+        if id == self.next_id:
+            self.next_id += 1
+        state = dest_of(&self.engine.destinations, id)
+        memset(state, 0, sizeof(Dest))
+        memcpy(state.address, PyBytes_AS_STRING(address), PyBytes_GET_SIZE(address))
+        state.id = id
+        state.words = <uint8_t>(PyBytes_GET_SIZE(address) // 4)
+        state.port = htons(port)
+        state.method = METHOD_MASQ
+        for pointer in self.workers:
+            worker = <Worker *><uintptr_t>pointer
+            memset(&worker.traffic[id // DESTINATION_CHUNK][id % DESTINATION_CHUNK], 0,
+                   sizeof(Traffic))
+        result.core = self
+        result.state = state
+        result.address = format_address(state.address, state.words)
+        return result
+
+    def with_weight(self, Destination destination, uint32_t weight):
+        """The same destination with another weight, for a scheduler to see."""
+        cdef Destination result = Destination.__new__(Destination)
+        result.core = self
+        result.state = destination.state
+        result.address = destination.address
+        result.weight = weight
+        return result
+
+    def commit(self, list services, list removed, list removed_ids, list restored_ids):
+        """Publish a change; packets see all of it or nothing.
+
+        `services`: (record, edits) of services to add or replace; `removed`: records of services
+        to drop; the ids of destinations that no service names any more, and of those that one
+        names again. MemoryError or OverflowError, and then nothing has changed.
+        """
+        cdef list added = []
+        cdef list outgoing = []
+        cdef list replaced = []
+        cdef Service *service
+        cdef Service *before
+        cdef Snapshot *snapshot
+        cdef Snapshot *old = self.engine.snapshot
+        try:
+            for record, edits in services:
+                service = service_new(record, &self.engine.destinations)
+                added.append(<uintptr_t>service)
+                service.hash = service_hash(
+                    &self.engine.table.key, service.address, service.words, service.port,
+                    service.protocol)
+                before = shard_find(
+                    shard_of(old, service.hash), service.hash, service.address, service.words,
+                    service.port, service.protocol)
+                if before is not NULL:
+                    outgoing.append(<uintptr_t>before)
+                advance(service, edits, before)
+            for record in removed:
+                before = self.find_service(record.address, record.port, record.protocol)
+                if before is not NULL:
+                    outgoing.append(<uintptr_t>before)
+            snapshot = snapshot_next(old, added, outgoing, replaced)
+        except BaseException:
+            for pointer in added:
+                service_free(<Service *><uintptr_t>pointer)
+            raise
+        for id in removed_ids:
+            dest_of(&self.engine.destinations, id).removed = True
+        for id in restored_ids:
+            dest_of(&self.engine.destinations, id).removed = False
+        exchange_ptr(<void **>&self.engine.snapshot, snapshot)
+        self.draining.difference_update(restored_ids)
+        self.draining.update(removed_ids)
+        self.retire(replaced, outgoing, <uintptr_t>old)
+        self.reclaim()
+
+    cdef Service *find_service(self, bytes address, uint16_t port, uint8_t protocol):
+        cdef const uint8_t *bytes_ = <const uint8_t *>PyBytes_AS_STRING(address)
+        cdef uint32_t words = <uint32_t>PyBytes_GET_SIZE(address) // 4
+        cdef uint64_t hash = service_hash(
+            &self.engine.table.key, bytes_, words, htons(port), protocol)
+        return shard_find(
+            shard_of(self.engine.snapshot, hash), hash, bytes_, words, htons(port), protocol)
+
+    cdef int retire(self, list shards, list services, object snapshot) except -1:
+        cdef uint64_t epoch = add_u64(&self.engine.epoch, 1)
+        self.retired += [(epoch, RETIRED_MEMORY, pointer) for pointer in shards if pointer]
+        self.retired += [(epoch, RETIRED_SERVICE, pointer) for pointer in services]
+        self.retired.append((epoch, RETIRED_MEMORY, snapshot))
+        return 0
+
+    cdef int reclaim(self) except -1:
+        """Free what no packet on its way can still see; reuse ids that no connection uses."""
+        cdef uint64_t oldest = <uint64_t>-1
+        cdef uint64_t epoch
+        cdef list kept = []
+        cdef Dest *state
+        for pointer in self.workers:
+            epoch = load_acquire_u64(&(<Worker *><uintptr_t>pointer).epoch)
+            if epoch and epoch < oldest:
+                oldest = epoch
+        for item in self.retired:
+            if item[0] > oldest:
+                kept.append(item)
+            elif item[1] == RETIRED_SERVICE:
+                service_free(<Service *><uintptr_t>item[2])
+            else:
+                free(<void *><uintptr_t>item[2])
+        self.retired = kept
+        if not kept:
+            for id in [*self.draining]:
+                state = dest_of(&self.engine.destinations, id)
+                if state.active + state.inactive == 0:
+                    self.draining.discard(id)
+                    self.free_ids.append(id)
+        return 0
+
+    # -- observation -----------------------------------------------------------------------------
+
+    def draining_ids(self):
+        """Ids of removed destinations that connections still use."""
+        self.reclaim()
+        return frozenset(self.draining)
+
+    def traffic(self, uint32_t id):
+        """(connections, packets_in, bytes_in, packets_out, bytes_out) of a destination so far."""
+        cdef Traffic *traffic
+        cdef uint64_t packets_in = 0, bytes_in = 0, packets_out = 0, bytes_out = 0
+        if not 0 < id < self.next_id:
+            raise IndexError(f"no destination {id}")
+        for pointer in self.workers:
+            traffic = &(<Worker *><uintptr_t>pointer).traffic[id // DESTINATION_CHUNK][
+                id % DESTINATION_CHUNK]
+            packets_in += traffic.packets_in
+            bytes_in += traffic.bytes_in
+            packets_out += traffic.packets_out
+            bytes_out += traffic.bytes_out
+        return (
+            dest_of(&self.engine.destinations, id).connections,
+            packets_in, bytes_in, packets_out, bytes_out)
+
+    def counters(self):
+        """Sums over all workers: ({(Verdict, Reason): packets}, created, expired,
+        scheduler_errors), and what the table holds: (connections, templates).
+        """
+        cdef dict packets = {}
+        cdef uint64_t total, created = 0, expired = 0, errors = 0
+        cdef Worker *worker
+        cdef uint32_t verdict, reason
+        for verdict in range(SVCDP_VERDICT_COUNT):
+            for reason in range(SVCDP_REASON_COUNT):
+                total = 0
+                for pointer in self.workers:
+                    total += (<Worker *><uintptr_t>pointer).verdicts[verdict][reason]
+                if total:
+                    packets[VERDICTS[verdict], REASONS[reason]] = total
+        for pointer in self.workers:
+            worker = <Worker *><uintptr_t>pointer
+            created += worker.created
+            expired += worker.expired
+            errors += worker.scheduler_errors
+        total = load_u32(&self.engine.table.templates)
+        return packets, created, expired, errors, self.engine.table.count - total, total
+
+    def connection_rows(self, uint32_t pool, uint32_t start, uint32_t limit):
+        """Rows of connections of a family (0: IPv4, 1: IPv6) whose records are `start` and up.
+
+        (next start or 0, [(protocol, client, port, virtual, port, real, port, source, port,
+        state, deadline, packets, destination id)]). Looks at `limit` records at most.
+        """
+        cdef uint32_t fresh = load_acquire_u32(&self.engine.table.pools[pool].fresh)
+        cdef uint32_t end = min(fresh, max(start, 1) + limit)
+        cdef uint32_t index
+        cdef list rows = []
+        for index in range(max(start, 1), end):
+            row = self.connection_row(pool, index)
+            if row is not None:
+                rows.append(row)
+        return (end if end < fresh else 0), rows
+
+    cdef tuple connection_row(self, uint32_t pool, uint32_t index):
+        cdef uint8_t copy[RECORD_V6]
+        cdef Conn *conn = record(&self.engine.table, pool, index)
+        spin_lock(&conn.lock)
+        memcpy(copy, conn, RECORD_V6 if pool else RECORD_V4)
+        spin_unlock(&conn.lock)
+        conn = <Conn *>copy
+        if conn.protocol == CONN_FREE or conn.protocol == CONN_TEMPLATE:
+            return None
+        return describe(conn, 4 if pool else 1)
+
+    def inspect(
+        self, uint8_t protocol, bytes source, uint16_t source_port, bytes destination,
+        uint16_t destination_port, int64_t now,
+    ):
+        """What the tables say of a flow; nothing changes.
+
+        (row of its connection or None, whether the flow is the reply of that connection,
+        index of the service's rule that admits the source or -1, index of the member it is
+        persistent to or -1), the last two -1 without a service.
+        """
+        cdef View view
+        cdef Conn *conn
+        cdef Service *service
+        cdef const Rule *rule
+        cdef uint32_t direction = FROM_CLIENT
+        cdef Worker *worker
+        cdef uint8_t copy[RECORD_V6]
+        cdef object row = None
+        if PyBytes_GET_SIZE(source) != PyBytes_GET_SIZE(destination):
+            raise ValueError("source and destination are of different families")
+        memset(&view, 0, sizeof(view))
+        view.words = <uint8_t>(PyBytes_GET_SIZE(source) // 4)
+        view.protocol = protocol
+        view.source = <const uint8_t *>PyBytes_AS_STRING(source)
+        view.destination = <const uint8_t *>PyBytes_AS_STRING(destination)
+        view.source_port = htons(source_port)
+        view.destination_port = htons(destination_port)
+        view.hash = hash_flow(
+            &self.engine.table.key, view.words, view.source, view.destination, view.source_port,
+            view.destination_port, protocol)
+        view.probe = <uint32_t>view.hash & self.engine.table.mask
+        conn = find(&self.engine.table, &view, &direction)
+        if conn is not NULL:
+            memcpy(copy, conn, RECORD_V4 if view.words == 1 else RECORD_V6)
+            usable = is_usable(self.engine, conn, &view, direction, now)
+            spin_unlock(&conn.lock)
+            if usable:
+                row = describe(<Conn *>copy, view.words)
+        service = self.find_service(destination, destination_port, protocol)
+        if service is NULL:
+            return row, direction == FROM_DESTINATION, -1, -1
+        rule = rule_for(service, view.source)
+        worker = self.worker_acquire()
+        member = (
+            sticky_member(self.engine, worker, service, view.source, now)
+            if service.persistence else -1)
+        self.worker_release(worker)
+        return (
+            row, direction == FROM_DESTINATION,
+            -1 if rule is NULL else <int>(rule - service.rules), member)
+
+
+cdef tuple describe(Conn *conn, uint32_t words):
+    """A connection as Core.connection_rows gives it, from a copy of its record."""
+    return (
+        PROTOCOLS.get(conn.protocol, str(conn.protocol)),
+        format_address(address_of(conn, CLIENT, words), words), ntohs(conn.client_port),
+        format_address(address_of(conn, VIRTUAL, words), words), ntohs(conn.virtual_port),
+        format_address(address_of(conn, REAL, words), words), ntohs(conn.real_port),
+        format_address(address_of(conn, SOURCE, words), words), ntohs(conn.source_port),
+        STATES[conn.state], conn.deadline, conn.packets, conn.destination,
+    )

@@ -1,0 +1,42 @@
+# Loads and stores in packets, which are aligned to nothing. Values keep the wire's byte order
+# unless the name says otherwise.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from * nogil:
+    """
+    #ifndef SVCDP_MEMORY_H
+    #define SVCDP_MEMORY_H
+    #include <arpa/inet.h>
+    #include <stdint.h>
+    #include <string.h>
+
+    static inline uint16_t svcdp_load16(const void *p) { uint16_t v; memcpy(&v, p, 2); return v; }
+    static inline uint32_t svcdp_load32(const void *p) { uint32_t v; memcpy(&v, p, 4); return v; }
+    static inline uint64_t svcdp_load64(const void *p) { uint64_t v; memcpy(&v, p, 8); return v; }
+    static inline void svcdp_store16(void *p, uint16_t v) { memcpy(p, &v, 2); }
+    static inline void svcdp_store32(void *p, uint32_t v) { memcpy(p, &v, 4); }
+    #endif
+    """
+    uint16_t load16 "svcdp_load16"(const void *p)
+    uint32_t load32 "svcdp_load32"(const void *p)
+    uint64_t load64 "svcdp_load64"(const void *p)
+    void store16 "svcdp_store16"(void *p, uint16_t v)
+    void store32 "svcdp_store32"(void *p, uint32_t v)
+    uint16_t ntohs(uint16_t v)
+    uint32_t ntohl(uint32_t v)
+    uint16_t htons(uint16_t v)
+    uint32_t htonl(uint32_t v)
+
+
+# An address is 1 (IPv4) or 4 (IPv6) words of 32 bits, as on the wire.
+
+cdef inline bint same_address(const uint8_t *a, const uint8_t *b, uint32_t words) noexcept nogil:
+    if words == 1:
+        return load32(a) == load32(b)
+    return load64(a) == load64(b) and load64(a + 8) == load64(b + 8)
+
+
+cdef inline void copy_address(uint8_t *to, const uint8_t *source, uint32_t words) noexcept nogil:
+    cdef uint32_t i
+    for i in range(words):
+        store32(to + 4 * i, load32(source + 4 * i))

@@ -1,0 +1,116 @@
+# Virtual services and their destinations, as packets see them.
+#
+# A Service never changes once it is published: an edit builds the next one and swaps it in (see
+# table.pxd). What does change all the time stands apart: Dest and SchedState.
+from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from svcdp._core.atomic cimport *
+from svcdp._core.memory cimport load32, same_address
+
+cdef enum:
+    # Destinations live in chunks that are never moved or freed while the core lives, so that
+    # an id can be turned into a pointer without a lock. Id 0 is nobody.
+    DESTINATION_CHUNK = 1024
+    DESTINATION_CHUNKS = 4096
+
+    METHOD_MASQ = 0
+
+cdef struct Dest:
+    uint8_t address[16]        # the first 4 bytes for IPv4
+    uint32_t id
+    uint16_t port              # wire order
+    uint8_t words              # 32-bit words of the address
+    uint8_t method
+    uint8_t removed            # no longer in its service; connections may still use it
+    int32_t active             # connections, as schedulers count them
+    int32_t inactive
+    uint64_t connections       # ever made
+
+# One per destination and worker, so that counting shares no cache line.
+cdef struct Traffic:
+    uint64_t packets_in        # from clients
+    uint64_t bytes_in          # IP length
+    uint64_t packets_out
+    uint64_t bytes_out
+
+cdef struct Member:
+    Dest *destination
+    uint32_t weight
+    uint32_t weight_below      # sum of the weights of the members before this one
+
+cdef struct Network:
+    uint8_t address[16]
+    uint8_t mask[16]
+
+cdef struct Rule:
+    Network *networks          # NULL: any source
+    uint32_t network_count
+    uint8_t masquerade
+    uint8_t on_empty           # verdict when there is nobody to serve
+
+# What a scheduler remembers between picks. Belongs to one Service and to its lock.
+cdef struct SchedState:
+    uint8_t lock
+    int32_t position           # the last member picked, -1 before the first
+    int64_t weight             # wrr: the level that is being served
+    int64_t weight_max         # wrr: where a round starts
+    int64_t weight_step        # wrr: greatest common divisor of the weights
+
+cdef struct Service:
+    uint64_t hash
+    uint8_t address[16]
+    uint16_t port              # wire order
+    uint8_t words
+    uint8_t protocol
+    uint8_t scheduler
+    uint8_t has_masquerade
+    uint8_t masquerade[16]     # source address of masqueraded connections
+    uint32_t affinity          # id of the persistence group
+    int64_t persistence        # ns, 0: off
+    uint32_t member_count
+    uint32_t rule_count
+    uint64_t weight_total
+    Member *members            # head of the list first: the newest
+    Rule *rules
+    PyObject *chooser          # a scheduler written in Python, or NULL; owned
+    PyObject *candidates       # the tuple it chooses from; owned
+    SchedState state
+
+cdef struct DestinationTable:
+    Dest *chunks[DESTINATION_CHUNKS]
+
+
+cdef inline Dest *dest_of(DestinationTable *table, uint32_t id) noexcept nogil:
+    return &table.chunks[id // DESTINATION_CHUNK][id % DESTINATION_CHUNK]
+
+
+cdef inline bint in_network(
+    const uint8_t *address, const Network *network, uint32_t words
+) noexcept nogil:
+    cdef uint32_t i
+    for i in range(words):
+        if (
+            load32(address + 4 * i) & load32(network.mask + 4 * i)
+            != load32(network.address + 4 * i)
+        ):
+            return False
+    return True
+
+
+cdef inline const Rule *rule_for(const Service *service, const uint8_t *source) noexcept nogil:
+    """The first rule that admits the source, or NULL."""
+    cdef uint32_t i, j
+    cdef const Rule *rule
+    for i in range(service.rule_count):
+        rule = &service.rules[i]
+        if rule.networks is NULL:
+            return rule
+        for j in range(rule.network_count):
+            if in_network(source, &rule.networks[j], service.words):
+                return rule
+    return NULL
+
+
+cdef Service *service_new(object record, DestinationTable *destinations) except NULL
+cdef void service_free(Service *service) noexcept

@@ -1,0 +1,101 @@
+"""Virtual services, per change: built from what the dataplane compiled, and freed."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from svcdp._core.memory cimport htons
+from svcdp._core.service cimport *
+
+
+cdef void *allocate(size_t count, size_t size) except NULL:
+    cdef void *memory = calloc(count if count else 1, size)
+    if memory is NULL:
+        raise MemoryError(f"cannot allocate {count * size} bytes for a service")
+    return memory
+
+
+cdef int copy_bytes(uint8_t *to, bytes source) except -1:
+    """At most 16 bytes: an address or a mask."""
+    if PyBytes_GET_SIZE(source) > 16:
+        raise ValueError("an address has 4 or 16 bytes")
+    memcpy(to, PyBytes_AS_STRING(source), PyBytes_GET_SIZE(source))
+    return 0
+
+
+cdef int fill_rules(Service *service, tuple rules) except -1:
+    """`rules`: (networks or None, masquerade, on_empty verdict), networks of (address, mask)."""
+    cdef Rule *rule
+    cdef uint32_t i, j
+    service.rules = <Rule *>allocate(len(rules), sizeof(Rule))
+    service.rule_count = <uint32_t>len(rules)
+    for i, (networks, masquerade, on_empty) in enumerate(rules):
+        rule = &service.rules[i]
+        rule.masquerade = masquerade
+        rule.on_empty = on_empty
+        if networks is None:
+            continue
+        rule.networks = <Network *>allocate(len(networks), sizeof(Network))
+        rule.network_count = <uint32_t>len(networks)
+        for j, (address, mask) in enumerate(networks):
+            copy_bytes(rule.networks[j].address, address)
+            copy_bytes(rule.networks[j].mask, mask)
+    return 0
+
+
+cdef int fill(Service *service, object record, DestinationTable *destinations) except -1:
+    cdef uint32_t i
+    cdef Member *member
+    copy_bytes(service.address, record.address)
+    service.port = htons(record.port)
+    service.words = len(record.address) // 4
+    service.protocol = record.protocol
+    service.scheduler = record.scheduler
+    service.affinity = record.affinity
+    service.persistence = record.persistence
+    if record.masquerade is not None:
+        service.has_masquerade = True
+        copy_bytes(service.masquerade, record.masquerade)
+    fill_rules(service, record.rules)
+    service.members = <Member *>allocate(len(record.members), sizeof(Member))
+    service.member_count = <uint32_t>len(record.members)
+    for i, (id, weight) in enumerate(record.members):
+        member = &service.members[i]
+        member.destination = dest_of(destinations, id)
+        member.weight = weight
+        member.weight_below = <uint32_t>service.weight_total
+        service.weight_total += member.weight
+    if service.weight_total > 0xffffffff:
+        raise OverflowError("the weights of a service add up to more than 2^32 - 1")
+    service.state.position = -1
+    if record.chooser is not None:
+        Py_INCREF(record.chooser)
+        service.chooser = <PyObject *>record.chooser
+        Py_INCREF(record.candidates)
+        service.candidates = <PyObject *>record.candidates
+    return 0
+
+
+cdef Service *service_new(object record, DestinationTable *destinations) except NULL:
+    """A service from a compiled record (see `svcdp.dataplane`). The caller owns it."""
+    cdef Service *service = <Service *>allocate(1, sizeof(Service))
+    try:
+        fill(service, record, destinations)
+    except BaseException:
+        service_free(service)
+        raise
+    return service
+
+
+cdef void service_free(Service *service) noexcept:
+    cdef uint32_t i
+    if service.rules is not NULL:
+        for i in range(service.rule_count):
+            free(service.rules[i].networks)
+    free(service.rules)
+    free(service.members)
+    Py_XDECREF(service.chooser)
+    Py_XDECREF(service.candidates)
+    free(service)
