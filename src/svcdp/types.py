@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "Destination",
     "DestinationSpec",
     "Flow",
     "ForwardMethod",
@@ -99,6 +100,17 @@ class DestinationSpec:
     port: int
     weight: int = 1
     method: str = "masq"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """What a scheduler sees of a real server: ``active`` and ``inactive`` count connections."""
+
+    address: str
+    port: int
+    weight: int
+    active: int
+    inactive: int
 
 
 @dataclass(frozen=True, slots=True)

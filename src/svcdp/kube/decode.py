@@ -1,0 +1,244 @@
+"""YAML and JSON manifests to :mod:`svcdp.kube.model` records.
+
+Everything wrong is a :class:`svcdp.errors.ManifestError` with the file, the line, the
+field and the object. Kinds that a proxy does not read are counted and skipped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import msgspec
+import yaml
+
+from svcdp.errors import ManifestError
+from svcdp.kube._yaml import Loader, line_of
+from svcdp.kube.model import EndpointSlice, Object, ObjectKey, Service, family_of, parse_address
+
+__all__ = ["Decoded", "decode", "decode_value"]
+
+_Kind = tuple[str, str]
+_Lines = Callable[[str], int]  # field path -> line
+
+_SERVICE: _Kind = ("v1", "Service")
+_SLICE: _Kind = ("discovery.k8s.io/v1", "EndpointSlice")
+_TYPES: dict[_Kind, type[Service] | type[EndpointSlice]] = {
+    _SERVICE: Service,
+    _SLICE: EndpointSlice,
+}
+# Items of a typed list have no kind of their own when the API server writes them.
+_LISTS: dict[_Kind, _Kind | None] = {
+    ("v1", "List"): None,
+    ("v1", "ServiceList"): _SERVICE,
+    ("discovery.k8s.io/v1", "EndpointSliceList"): _SLICE,
+}
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What was found. ``ignored`` counts objects of other kinds: ``{"apps/v1 Deployment": 2}``."""
+
+    objects: list[Object] = field(default_factory=list)
+    errors: list[ManifestError] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+
+def decode(data: bytes, file: str = "") -> Decoded:
+    """All objects of a manifest file: JSON if its name ends so, else YAML. Raises nothing.
+
+    Where ``errors`` is not empty the good objects of the file are there all the same; it
+    is for the caller to use them or not.
+    """
+    decoder = _Decoder(file)
+    if file.endswith(".json"):
+        decoder.json(data)
+    else:
+        decoder.yaml(data)
+    result = decoder.result
+    if not (result.objects or result.errors or result.ignored):
+        # Whoever rewrites a file truncates it first: empty means "not yet", not "nothing".
+        decoder.error("holds no object; remove the file to remove its objects", 1)
+    return result
+
+
+def decode_value(value: object) -> list[Object]:
+    """The object that ``value`` (as JSON gives it) is, or those of a List; none for other kinds.
+
+    Raises ManifestError, without file and line.
+    """
+    decoder = _Decoder("")
+    decoder.document(value, lambda _path: 0)
+    if decoder.result.errors:
+        raise decoder.result.errors[0]
+    return decoder.result.objects
+
+
+class _Decoder:
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.result = Decoded()
+        self._seen: set[ObjectKey] = set()
+
+    def yaml(self, data: bytes) -> None:
+        try:
+            loader = Loader(data)
+            for node, value in loader.documents():
+                if value is not None:
+                    self.document(value, partial(line_of, node))
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            self.error(f"not YAML: {error.problem}", mark.line + 1 if mark else 1)
+        except yaml.YAMLError as error:
+            self.error(f"not YAML: {' '.join(str(error).split())}", 1)
+
+    def json(self, data: bytes) -> None:
+        try:
+            value = msgspec.json.decode(data)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            at = re.search(r"\(byte (\d+)\)", str(error))
+            end = int(at[1]) if at else len(data)
+            self.error(f"not JSON: {error}", data.count(b"\n", 0, end) + 1)
+            return
+
+        @cache
+        def root() -> yaml.Node | None:
+            try:  # JSON is YAML, or near enough to it to find a line
+                return yaml.compose(data, Loader=Loader)
+            except yaml.YAMLError:
+                return None
+
+        def lines(path: str) -> int:
+            node = root()
+            return line_of(node, path) if node else 1
+
+        self.document(value, lines)
+
+    def document(self, value: object, lines: _Lines) -> None:
+        kind = self._kind_of(value, "$", lines)
+        if kind is None:
+            return
+        if kind not in _LISTS:
+            self._object(value, kind, "$", lines)
+            return
+        assert isinstance(value, dict)
+        items = value.get("items")
+        if not isinstance(items, list):
+            self.error("Expected `array`", lines("$.items"), "$.items")
+            return
+        for index, item in enumerate(items):
+            path = f"$.items[{index}]"
+            item_kind = _LISTS[kind] or self._kind_of(item, path, lines)
+            if item_kind is not None:
+                self._object(item, item_kind, path, lines)
+
+    def _kind_of(self, value: object, path: str, lines: _Lines) -> _Kind | None:
+        if not isinstance(value, dict):
+            self.error("Expected `object`", lines(path), path)
+            return None
+        for name in ("apiVersion", "kind"):
+            if not isinstance(value.get(name), str):
+                self.error("missing, or not a string", lines(f"{path}.{name}"), f"{path}.{name}")
+                return None
+        return value["apiVersion"], value["kind"]
+
+    def _object(self, value: object, kind: _Kind, path: str, lines: _Lines) -> None:
+        record = _TYPES.get(kind)
+        if record is None:
+            self.result.ignored[" ".join(kind)] += 1
+            return
+        try:
+            found = msgspec.convert(value, record)
+        except msgspec.ValidationError as error:
+            message, at = _split(error, path)
+            self.error(message, lines(at), at, _describe(value, kind[1]))
+            return
+        problems = [(path + at, message) for at, message in _problems(found)]
+        if found.key in self._seen:
+            problems.append((path, "is in this file twice"))
+        for at, message in problems:
+            self.error(message, lines(at), at, str(found.key))
+        if not problems:
+            self._seen.add(found.key)
+            self.result.objects.append(found)
+
+    def error(self, message: str, line: int, field: str = "", object: str = "") -> None:
+        self.result.errors.append(
+            ManifestError(message, file=self.file, line=line, field=field, object=object)
+        )
+
+
+def _split(error: msgspec.ValidationError, path: str) -> tuple[str, str]:
+    """Message and field path of what msgspec says."""
+    message, _, at = str(error).partition(" - at `$")
+    path += at.removesuffix("`")
+    if missing := re.fullmatch("Object missing required field `(.+)`", message):
+        path += f".{missing[1]}"
+    return message, path
+
+
+def _describe(value: Any, kind: str) -> str:
+    """Kind, namespace and name of an object of which nothing is known to be right."""
+    metadata = value.get("metadata") if isinstance(value, dict) else None
+    if not isinstance(metadata, dict):
+        return kind
+    return f"{kind} {metadata.get('namespace') or 'default'}/{metadata.get('name')}"
+
+
+def _problems(found: Object) -> Iterator[tuple[str, str]]:
+    """What types cannot say: (field path, message)."""
+    if isinstance(found, Service):
+        yield from _cluster_ip_problems(found)
+        yield from _port_problems(found)
+    elif found.address_type != "FQDN":
+        for index, endpoint in enumerate(found.endpoints or ()):
+            for address in endpoint.addresses[:1]:
+                yield from _address_problems(f".endpoints[{index}].addresses[0]", address)
+
+
+def _address_problems(path: str, text: str) -> Iterator[tuple[str, str]]:
+    try:
+        parse_address(text)
+    except ManifestError as error:
+        yield path, error.message
+
+
+def _cluster_ip_problems(service: Service) -> Iterator[tuple[str, str]]:
+    spec = service.spec
+    fields = [(".spec.clusterIP", spec.cluster_ip or "None")]
+    fields += [
+        (f".spec.clusterIPs[{index}]", text) for index, text in enumerate(spec.cluster_ips or ())
+    ]
+    bad = False
+    for path, text in fields:
+        if text != "None":
+            for problem in _address_problems(path, text):
+                bad = True
+                yield problem
+    if bad:
+        return
+    pairs = zip(spec.cluster_ips or (), spec.ip_families or (), strict=False)
+    for index, (text, family) in enumerate(pairs):
+        if text != "None" and family_of(parse_address(text)) != family:
+            yield f".spec.clusterIPs[{index}]", f"{text} is not {family} as ipFamilies says"
+
+
+def _port_problems(service: Service) -> Iterator[tuple[str, str]]:
+    ports = service.spec.ports or ()
+    names: set[str] = set()
+    numbers: set[tuple[int, str]] = set()
+    for index, port in enumerate(ports):
+        path = f".spec.ports[{index}]"
+        name, number = port.name or "", (port.port, port.protocol or "TCP")
+        if not name and len(ports) > 1:
+            yield f"{path}.name", "a port among several needs a name"
+        elif name in names:
+            yield f"{path}.name", f"two ports are called {name!r}"
+        if number in numbers:
+            yield f"{path}.port", f"two ports are {port.port}/{number[1]}"
+        names.add(name)
+        numbers.add(number)

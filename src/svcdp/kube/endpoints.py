@@ -1,0 +1,102 @@
+"""Endpoints of a Service: merged over its slices, and which of them may be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from svcdp.kube.model import (
+    Endpoint,
+    EndpointConditions,
+    EndpointSlice,
+    IPFamily,
+    TransportProtocol,
+    family_of,
+    parse_address,
+)
+
+__all__ = ["EndpointInfo", "PortKey", "cluster_endpoints", "endpoints_by_port"]
+
+_NO_CONDITIONS = EndpointConditions()
+
+
+class PortKey(NamedTuple):
+    """What joins a port of a Service to ports of slices; ``targetPort`` does not."""
+
+    family: IPFamily
+    name: str
+    protocol: TransportProtocol
+
+
+class EndpointInfo(msgspec.Struct, frozen=True):
+    """One address and port that serves a port of a Service.
+
+    ``local``: it is on this node. ``target`` is the name of its Pod, if known.
+    """
+
+    address: str
+    port: int
+    ready: bool
+    serving: bool
+    terminating: bool
+    local: bool
+    node: str
+    target: str
+
+
+def endpoints_by_port(
+    slices: Iterable[EndpointSlice], node_name: str
+) -> dict[PortKey, list[EndpointInfo]]:
+    """All endpoints of a Service's slices, each once, sorted as kube-proxy sorts: as text.
+
+    Of copies in several slices the first counts, but one on this node before one
+    elsewhere (kube-proxy's ``addEndpoints``).
+    """
+    groups: dict[PortKey, dict[str, EndpointInfo]] = {}
+    for endpoint_slice in slices:
+        family = endpoint_slice.address_type
+        if family == "FQDN" or endpoint_slice.metadata.hidden:
+            continue
+        for port in endpoint_slice.ports or ():
+            if port.name is None or not port.port:
+                continue
+            group = groups.setdefault(PortKey(family, port.name, port.protocol or "TCP"), {})
+            for endpoint in endpoint_slice.endpoints or ():
+                if not endpoint.addresses:
+                    continue
+                address = parse_address(endpoint.addresses[0])
+                if family_of(address) != family:
+                    continue
+                info = _info(endpoint, address, port.port, node_name)
+                text = f"[{address}]:{port.port}" if family == "IPv6" else f"{address}:{port.port}"
+                other = group.get(text)
+                if other is None or (info.local and not other.local):
+                    group[text] = info
+    return {key: [group[text] for text in sorted(group)] for key, group in groups.items()}
+
+
+def cluster_endpoints(endpoints: Sequence[EndpointInfo]) -> list[EndpointInfo]:
+    """Those used by traffic that may go to any node: the ready ones.
+
+    If none is ready, those that still serve while they terminate (KEP-1669).
+    """
+    return [endpoint for endpoint in endpoints if endpoint.ready] or [
+        endpoint for endpoint in endpoints if endpoint.serving and endpoint.terminating
+    ]
+
+
+def _info(endpoint: Endpoint, address: str, port: int, node_name: str) -> EndpointInfo:
+    conditions = endpoint.conditions or _NO_CONDITIONS
+    node = endpoint.node_name or ""
+    return EndpointInfo(
+        address=address,
+        port=port,
+        ready=conditions.ready is not False,
+        serving=conditions.serving is not False,
+        terminating=conditions.terminating is True,
+        local=bool(node) and node == node_name,
+        node=node,
+        target=(endpoint.target_ref and endpoint.target_ref.name) or "",
+    )

@@ -1,0 +1,218 @@
+"""Kubernetes objects as frozen records that hold only what a Service proxy reads.
+
+Fields are those of the API (``core/v1`` Service, ``discovery.k8s.io/v1`` EndpointSlice)
+in Python's spelling. Where the API server writes ``null`` (Go's nil slice), so may
+these: None means absent.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+
+from svcdp.errors import ManifestError
+
+__all__ = [
+    "Endpoint",
+    "EndpointConditions",
+    "EndpointPort",
+    "EndpointSlice",
+    "Object",
+    "ObjectKey",
+    "ObjectMeta",
+    "Service",
+    "ServicePort",
+    "ServiceRef",
+    "parse_address",
+]
+
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+# Objects with one of these labels, whatever its value, are for somebody else's proxy.
+HIDING_LABELS = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
+
+_SUBDOMAIN = msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)
+_LABEL_OR_EMPTY = msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$", max_length=63)
+
+Name = Annotated[str, _SUBDOMAIN]
+PortName = Annotated[str, _LABEL_OR_EMPTY]
+PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+OptionalPortNumber = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+TransportProtocol = Literal["TCP", "UDP", "SCTP"]
+IPFamily = Literal["IPv4", "IPv6"]
+
+
+class ServiceRef(NamedTuple):
+    """What identifies a Service, and what its EndpointSlices name."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class ObjectKey(NamedTuple):
+    """What identifies an object."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+class _Record(msgspec.Struct, frozen=True, rename="camel"):
+    pass
+
+
+class ObjectMeta(_Record, frozen=True):
+    """``creation_timestamp`` is RFC 3339 text in UTC, so it sorts as text."""
+
+    name: Name
+    namespace: Name | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    creation_timestamp: str | None = None
+
+    @property
+    def hidden(self) -> bool:
+        """Whether a label makes the object invisible to this proxy."""
+        labels = self.labels
+        return labels is not None and any(label in labels for label in HIDING_LABELS)
+
+
+class ServicePort(_Record, frozen=True):
+    """One port of a Service. ``targetPort`` is missing on purpose: slices have the number."""
+
+    port: PortNumber
+    name: PortName | None = None
+    protocol: TransportProtocol | None = None
+    node_port: OptionalPortNumber | None = None
+
+
+class ClientIPConfig(_Record, frozen=True):
+    """``timeout_seconds``: how long a client stays with its endpoint."""
+
+    timeout_seconds: Annotated[int, msgspec.Meta(ge=1, le=86400)] | None = None
+
+
+class SessionAffinityConfig(_Record, frozen=True):
+    """Settings of session affinity."""
+
+    client_ip: ClientIPConfig | None = msgspec.field(name="clientIP", default=None)
+
+
+class ServiceSpec(_Record, frozen=True):
+    """The wish in a Service; not to be confused with :class:`svcdp.ServiceSpec`."""
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] | None = None
+    cluster_ip: str | None = msgspec.field(name="clusterIP", default=None)
+    cluster_ips: tuple[str, ...] | None = msgspec.field(name="clusterIPs", default=None)
+    ip_families: tuple[IPFamily, ...] | None = None
+    ports: tuple[ServicePort, ...] | None = None
+    session_affinity: Literal["None", "ClientIP", ""] | None = None
+    session_affinity_config: SessionAffinityConfig | None = None
+
+
+class Service(_Record, frozen=True):
+    """A ``v1`` Service."""
+
+    metadata: ObjectMeta
+    spec: ServiceSpec
+
+    @property
+    def key(self) -> ObjectKey:
+        """What identifies it among all objects."""
+        return ObjectKey("Service", *self.ref)
+
+    @property
+    def ref(self) -> ServiceRef:
+        """What identifies it among Services."""
+        return ServiceRef(self.metadata.namespace or "default", self.metadata.name)
+
+
+class EndpointConditions(_Record, frozen=True):
+    """None means ready, serving and not terminating."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class ObjectReference(_Record, frozen=True):
+    """What an endpoint stands for: in a cluster, a Pod."""
+
+    name: str | None = None
+
+
+class Endpoint(_Record, frozen=True):
+    """One endpoint of a slice. Only ``addresses[0]`` counts; the API reserves the rest."""
+
+    addresses: tuple[str, ...]
+    conditions: EndpointConditions | None = None
+    node_name: str | None = None
+    target_ref: ObjectReference | None = None
+
+
+class EndpointPort(_Record, frozen=True):
+    """One port of a slice; without name or number it does not count."""
+
+    name: PortName | None = None
+    port: OptionalPortNumber | None = None
+    protocol: TransportProtocol | None = None
+
+
+class EndpointSlice(_Record, frozen=True):
+    """A ``discovery.k8s.io/v1`` EndpointSlice."""
+
+    metadata: ObjectMeta
+    address_type: Literal["IPv4", "IPv6", "FQDN"]
+    endpoints: tuple[Endpoint, ...] | None = None
+    ports: tuple[EndpointPort, ...] | None = None
+
+    @property
+    def key(self) -> ObjectKey:
+        """What identifies it among all objects."""
+        namespace = self.metadata.namespace or "default"
+        return ObjectKey("EndpointSlice", namespace, self.metadata.name)
+
+    @property
+    def ref(self) -> ServiceRef | None:
+        """The Service it belongs to; None: to nobody."""
+        name = (self.metadata.labels or {}).get(SERVICE_NAME_LABEL)
+        return ServiceRef(self.metadata.namespace or "default", name) if name else None
+
+
+Object = Service | EndpointSlice
+
+
+@lru_cache(maxsize=1 << 16)
+def parse_address(text: str) -> str:
+    """The address as :mod:`ipaddress` prints it; ManifestError if it is none.
+
+    Leading zeros are decimal and an IPv4-mapped address is the IPv4 one, as Go's
+    ParseIP, and so every Kubernetes component, has it.
+    """
+    digits = text.split(".")
+    if len(digits) == 4 and all(part.isascii() and part.isdigit() for part in digits):
+        text = ".".join(part.lstrip("0") or "0" for part in digits)
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ManifestError(f"{text!r} is not an IP address") from None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:
+            raise ManifestError(f"{text!r} has a zone; use an address without one")
+        address = address.ipv4_mapped or address
+    if address.is_unspecified or address.is_multicast:
+        raise ManifestError(f"{text!r} is not the address of one host")
+    return str(address)
+
+
+def family_of(address: str) -> IPFamily:
+    """The family of an address that :func:`parse_address` returned."""
+    return "IPv6" if ":" in address else "IPv4"

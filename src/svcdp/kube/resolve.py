@@ -1,0 +1,185 @@
+"""The brain: from Services and EndpointSlices to what one node's dataplane has to do. Pure.
+
+The semantics are kube-proxy's (its nftables mode where the modes differ): each port of a
+Service becomes one spec per cluster IP, and one per node address that serves its node port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+from svcdp.errors import ConflictError, ManifestError, SvcdpError
+from svcdp.kube.annotations import Annotations, read_annotations
+from svcdp.kube.claims import Claim, Claims
+from svcdp.kube.context import NodeContext
+from svcdp.kube.decode import decode_value
+from svcdp.kube.endpoints import EndpointInfo, PortKey, cluster_endpoints, endpoints_by_port
+from svcdp.kube.model import (
+    EndpointSlice,
+    IPFamily,
+    Object,
+    ObjectKey,
+    Service,
+    family_of,
+    parse_address,
+)
+from svcdp.kube.state import Change, State
+from svcdp.types import DestinationSpec, ServiceSpec, SourceRule
+
+__all__ = ["Resolution", "Resolved", "resolve", "resolve_all", "resolve_service"]
+
+_AFFINITY_SECONDS = 10800  # the API's default for ClientIP
+_NOT_MASQUERADED = (SourceRule(),)
+_MASQUERADED = (SourceRule(masquerade=True),)
+
+
+@dataclass(slots=True)
+class Resolution:
+    """Specs for one node, and what is wrong with the objects they are from."""
+
+    specs: list[ServiceSpec]
+    problems: list[SvcdpError]
+
+
+@dataclass(slots=True)
+class Resolved:
+    """What one Service wants, and what is wrong with it."""
+
+    claims: list[Claim] = field(default_factory=list)
+    problems: list[ManifestError] = field(default_factory=list)
+
+    def add(self, service: Service, spec: ServiceSpec, *, node_port: bool = False) -> None:
+        """One more claim of this Service."""
+        created = service.metadata.creation_timestamp
+        self.claims.append(Claim.of(service.ref, created, spec, node_port))
+
+
+def resolve(objects: Iterable[Object | Mapping[str, Any]], node: NodeContext) -> list[ServiceSpec]:
+    """What ``node`` has to do for these objects: manifests as dicts, or model records.
+
+    Other kinds are ignored, a List stands for its items. Raises ManifestError for an object
+    that is none.
+    """
+    return resolve_all(objects, node).specs
+
+
+def resolve_all(objects: Iterable[Object | Mapping[str, Any]], node: NodeContext) -> Resolution:
+    """Like :func:`resolve`, with what had to be left out."""
+    found: dict[ObjectKey, Object] = {}
+    problems: list[SvcdpError] = []
+    for record in chain.from_iterable(map(_records, objects)):
+        if record.key in found:
+            problems.append(ConflictError(f"{record.key} is given twice; the first counts"))
+        else:
+            found[record.key] = record
+    state = State()
+    state.apply(0, "", Change(objects=tuple(found.values())))
+    claims = Claims()
+    for ref, service in sorted(state.services.items()):
+        resolved = resolve_service(service, state.slices(ref), node)
+        claims.replace(ref, resolved.claims)
+        problems += resolved.problems
+    return Resolution(list(claims), [*problems, *claims.conflicts()])
+
+
+def _records(value: Object | Mapping[str, Any]) -> Sequence[Object]:
+    return [value] if isinstance(value, Service | EndpointSlice) else decode_value(value)
+
+
+def resolve_service(
+    service: Service, slices: Sequence[EndpointSlice], node: NodeContext
+) -> Resolved:
+    """What one Service wants of ``node``; ``slices`` are those that carry its name."""
+    spec = service.spec
+    if service.metadata.hidden or spec.type == "ExternalName" or spec.cluster_ip == "None":
+        return Resolved()
+    if not spec.cluster_ip:
+        return Resolved(problems=[_problem(service, "clusterIP", "missing; nothing is served")])
+    annotations, problems = read_annotations(service, node)
+    cluster_ips = _cluster_ips(service)
+    if len(cluster_ips) < len(spec.cluster_ips or ()):
+        served = ", ".join(cluster_ips.values()) or "none"
+        problems.append(_problem(service, "ipFamilies", f"of clusterIPs, it admits {served}"))
+    groups = endpoints_by_port(slices, node.name)
+    resolved = Resolved(problems=problems)
+    for family, address in cluster_ips.items():
+        for port in spec.ports or ():
+            key = PortKey(family, port.name or "", port.protocol or "TCP")
+            destinations = _destinations(groups.get(key, ()), annotations)
+            wanted = ServiceSpec(
+                address=address,
+                port=port.port,
+                protocol=key.protocol.lower(),
+                destinations=destinations,
+                scheduler=annotations.scheduler,
+                persistence=_persistence(service),
+                # Affinity is a service port's, whichever of its addresses is dialled.
+                persistence_group=_group(service, key),
+                rules=_cluster_ip_rules(node, family),
+                masquerade_address=node.primary_address(family),
+                name=f"{service.ref}:{key.name}" if key.name else str(service.ref),
+            )
+            resolved.add(service, wanted)
+            for node_address in node.node_port_addresses_of(family) if port.node_port else ():
+                at_node = replace(
+                    wanted,
+                    address=node_address,
+                    port=port.node_port or 0,
+                    rules=_MASQUERADED,
+                )
+                resolved.add(service, at_node, node_port=True)
+    return resolved
+
+
+def _cluster_ips(service: Service) -> dict[IPFamily, str]:
+    """The cluster IP of each family (``GetClusterIPByFamily``)."""
+    spec = service.spec
+    first = parse_address(spec.cluster_ip or "")
+    if not spec.ip_families:
+        return {family_of(first): first}
+    texts = spec.cluster_ips or (first,)
+    pairs = zip(spec.ip_families, texts, strict=False)
+    return {family: parse_address(text) for family, text in pairs}
+
+
+def _destinations(
+    endpoints: Sequence[EndpointInfo], annotations: Annotations
+) -> tuple[DestinationSpec, ...]:
+    return tuple(
+        DestinationSpec(
+            endpoint.address, endpoint.port, annotations.weight(endpoint), annotations.method
+        )
+        for endpoint in cluster_endpoints(endpoints)
+    )
+
+
+@lru_cache(maxsize=8)
+def _cluster_ip_rules(node: NodeContext, family: IPFamily) -> tuple[SourceRule, ...]:
+    """Who is masqueraded on the way to a cluster IP: all but Pods, if it is known who is one."""
+    if node.masquerade_all:
+        return _MASQUERADED
+    pods = node.pod_cidrs_of(family)
+    return (SourceRule(sources=pods), *_MASQUERADED) if pods else _NOT_MASQUERADED
+
+
+def _persistence(service: Service) -> int | None:
+    """Seconds of session affinity."""
+    if service.spec.session_affinity != "ClientIP":
+        return None
+    config = service.spec.session_affinity_config
+    client_ip = config.client_ip if config else None
+    return (client_ip and client_ip.timeout_seconds) or _AFFINITY_SECONDS
+
+
+def _group(service: Service, port: PortKey) -> str:
+    if service.spec.session_affinity != "ClientIP":
+        return ""
+    return f"{service.ref}:{port.name}/{port.protocol.lower()}"
+
+
+def _problem(service: Service, name: str, message: str) -> ManifestError:
+    return ManifestError(message, field=f"$.spec.{name}", object=str(service.key))

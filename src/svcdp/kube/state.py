@@ -1,0 +1,145 @@
+"""The objects of all sources, and which Services a change touches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from svcdp.errors import ConflictError
+from svcdp.kube.model import EndpointSlice, Object, ObjectKey, Service, ServiceRef
+
+__all__ = ["Change", "Origin", "State"]
+
+Origin = tuple[int, str, str]
+"""Where an object is from: rank and name of the source, and the place in it (a file)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Some objects are new or different, some are gone.
+
+    ``origin`` is a place in the source, such as a file. With ``replace`` the objects are
+    all that this place has, and whatever else it had is gone.
+    """
+
+    origin: str = ""
+    objects: tuple[Object, ...] = ()
+    deleted: tuple[ObjectKey, ...] = ()
+    replace: bool = False
+
+
+class State:
+    """Services and EndpointSlices, each from one or several origins.
+
+    Where several have the same object the lowest origin's counts; the next one takes over
+    when it goes. Not safe for several threads.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[Origin, dict[ObjectKey, Object]] = {}
+        self._origins: dict[ObjectKey, list[Origin]] = {}  # sorted
+        self._shared: set[ObjectKey] = set()  # those with several origins
+        self._services: dict[ServiceRef, Service] = {}
+        self._slices: dict[ServiceRef, dict[str, EndpointSlice]] = {}
+
+    @property
+    def services(self) -> Mapping[ServiceRef, Service]:
+        """All Services that count, hidden ones too."""
+        return MappingProxyType(self._services)
+
+    def slices(self, ref: ServiceRef) -> list[EndpointSlice]:
+        """The EndpointSlices of a Service, by name, hidden ones too."""
+        found = self._slices.get(ref, {})
+        return [found[name] for name in sorted(found)]
+
+    def slice_count(self) -> int:
+        """How many EndpointSlices belong to some Service name."""
+        return sum(map(len, self._slices.values()))
+
+    def endpoint_count(self) -> int:
+        """How many endpoints these slices have, copies too."""
+        return sum(
+            len(each.endpoints or ()) for found in self._slices.values() for each in found.values()
+        )
+
+    def conflicts(self) -> list[ConflictError]:
+        """Objects that several origins have, and whose counts."""
+        return [
+            ConflictError(f"{key} is in {' and in '.join(places)}; the one in {places[0]} counts")
+            for key in sorted(self._shared)
+            if (places := [_place(origin) for origin in self._origins[key]])
+        ]
+
+    def apply(self, rank: int, source: str, change: Change) -> set[ServiceRef]:
+        """Take a change in; returns the Services that it may matter to."""
+        origin = (rank, source, change.origin)
+        held = self._held.setdefault(origin, {})
+        new = {found.key: found for found in change.objects}
+        gone = set(change.deleted)
+        if change.replace:
+            gone |= held.keys()
+        touched: set[ServiceRef] = set()
+        for key in gone - new.keys():
+            if key in held:
+                before = self._effective(key)
+                del held[key]
+                self._origins[key].remove(origin)
+                touched |= self._refresh(key, before)
+        for key, found in new.items():
+            if held.get(key) == found:
+                continue
+            before = self._effective(key)
+            if key not in held:
+                origins = self._origins.setdefault(key, [])
+                origins.append(origin)
+                origins.sort()
+            held[key] = found
+            touched |= self._refresh(key, before)
+        if not held:
+            del self._held[origin]
+        return touched
+
+    def _effective(self, key: ObjectKey) -> Object | None:
+        origins = self._origins.get(key)
+        return self._held[origins[0]][key] if origins else None
+
+    def _refresh(self, key: ObjectKey, before: Object | None) -> set[ServiceRef]:
+        """Bring the indexes up to date; returns the Services that the object matters to."""
+        origins = self._origins[key]
+        if len(origins) > 1:
+            self._shared.add(key)
+        else:
+            self._shared.discard(key)
+        after = self._effective(key)
+        if not origins:
+            del self._origins[key]
+        if before == after:
+            return set()
+        touched: set[ServiceRef] = set()
+        if before is not None and before.ref is not None:
+            touched.add(before.ref)
+            self._remove(before, before.ref)
+        if after is not None and after.ref is not None:
+            touched.add(after.ref)
+            self._insert(after, after.ref)
+        return touched
+
+    def _insert(self, found: Object, ref: ServiceRef) -> None:
+        if isinstance(found, Service):
+            self._services[ref] = found
+        else:
+            self._slices.setdefault(ref, {})[found.metadata.name] = found
+
+    def _remove(self, found: Object, ref: ServiceRef) -> None:
+        if isinstance(found, Service):
+            del self._services[ref]
+            return
+        slices = self._slices[ref]
+        del slices[found.metadata.name]
+        if not slices:
+            del self._slices[ref]
+
+
+def _place(origin: Origin) -> str:
+    return "/".join(part for part in origin[1:] if part) or "the objects given"

@@ -1,0 +1,338 @@
+"""Where both sides meet: source -> state -> resolve -> diff -> one update of a proxy mode."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from svcdp.abc import Sink, Source
+from svcdp.errors import ClosedError, SourceError, SvcdpError
+from svcdp.kube.claims import Key
+from svcdp.kube.context import NodeContext
+from svcdp.kube.endpoints import EndpointInfo, PortKey, cluster_endpoints, endpoints_by_port
+from svcdp.kube.model import Service, ServiceRef
+from svcdp.kube.state import Change
+from svcdp.kube.tracker import Tracker
+from svcdp.types import ServiceSpec
+
+__all__ = ["Counts", "EndpointStatus", "ServiceStatus", "Sync"]
+
+log = logging.getLogger(__name__)
+
+
+class Counts(NamedTuple):
+    """How many there are now: ``endpoints`` in slices, ``specs`` in force."""
+
+    services: int
+    slices: int
+    endpoints: int
+    specs: int
+    problems: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """A Service, the specs it holds, and its endpoints: all, and those that may be used.
+
+    An endpoint that serves several ports counts once.
+    """
+
+    service: Service
+    specs: tuple[ServiceSpec, ...]
+    endpoints: int
+    endpoints_ready: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """One endpoint of one port of a Service. ``protocol`` is lower case."""
+
+    namespace: str
+    service: str
+    port_name: str
+    protocol: str
+    address: str
+    port: int
+    ready: bool
+    serving: bool
+    terminating: bool
+    node: str
+    target: str
+
+
+@dataclass(slots=True)
+class _Followed:
+    source: Source
+    rank: int
+    listed: bool = False
+    in_force: bool = False  # what was listed is
+    lost: SvcdpError | None = None
+    task: asyncio.Task[None] | None = None
+
+
+class Sync:
+    """Keeps a proxy mode true to what sources say. An asynchronous context manager.
+
+    ``mode.update`` runs in a worker thread, never twice at a time; what arrives meanwhile goes
+    into the next one. Nothing is sent before every source followed so far has been listed once.
+    An update that raises is tried again, with all that came since, after ``retry`` seconds
+    (the first wait and the longest). The mode is not closed.
+    Methods and properties are for the event loop's thread.
+    """
+
+    def __init__(
+        self, mode: Sink, node: NodeContext, *, retry: tuple[float, float] = (0.5, 30.0)
+    ) -> None:
+        self._mode = mode
+        self._tracker = Tracker(node)
+        self._retry = retry
+        self._followed: list[_Followed] = []
+        self._inbox: list[tuple[int, str, Change]] = []
+        self._sent: dict[Key, ServiceSpec] = {}
+        self._failure: Exception | None = None
+        self._reported: dict[str, None] = {}
+        self._generation = 0
+        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._progress = asyncio.Condition()
+        self._worker: asyncio.Task[None] | None = None
+
+    def follow(self, source: Source) -> None:
+        """Take objects from a source, before or inside ``async with``.
+
+        Where two sources have the same object, the one followed first counts.
+        """
+        followed = _Followed(source, rank=len(self._followed))
+        self._followed.append(followed)
+        if self._worker is not None:
+            self._start(followed)
+
+    async def __aenter__(self) -> Self:
+        self._worker = asyncio.create_task(self._work())
+        for followed in self._followed:
+            self._start(followed)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._wake.set()
+        tasks = [followed.task for followed in self._followed if followed.task]
+        for task in tasks:
+            task.cancel()
+        assert self._worker is not None
+        await asyncio.gather(*tasks, self._worker, return_exceptions=True)
+        await self._notify()
+
+    async def ready(self) -> None:
+        """Until the first full list of every source is in force.
+
+        Raises SourceError if a source failed before that, ClosedError after the end.
+        """
+
+        def reached() -> bool:
+            for followed in self._followed:
+                if followed.lost is not None and not followed.listed:
+                    raise followed.lost
+            return bool(self._followed) and all(each.in_force for each in self._followed)
+
+        await self._until(reached)
+
+    async def wait(self, after: int) -> int:
+        """Until :attr:`generation` is above ``after``; returns it. Raises like :meth:`ready`."""
+        await self._until(lambda: self._generation > after)
+        return self._generation
+
+    @property
+    def generation(self) -> int:
+        """How many batches of changes are in force."""
+        return self._generation
+
+    @property
+    def problems(self) -> list[SvcdpError]:
+        """All that is wrong now: sources, files, Services, conflicts, the last update."""
+        found: list[SvcdpError] = []
+        for followed in self._followed:
+            found += followed.source.errors
+            if followed.lost is not None:
+                found.append(followed.lost)
+        found += self._tracker.problems()
+        if self._failure is not None:
+            found.append(SvcdpError(f"update failed, will be tried again: {self._failure}"))
+        return found
+
+    @property
+    def counts(self) -> Counts:
+        """How much of everything there is."""
+        state = self._tracker.state
+        return Counts(
+            services=len(state.services),
+            slices=state.slice_count(),
+            endpoints=state.endpoint_count(),
+            specs=len(self._sent),
+            problems=len(self.problems),
+        )
+
+    def services(self) -> list[ServiceStatus]:
+        """All Services, by namespace and name."""
+        return [self._status(ref) for ref in sorted(self._tracker.state.services)]
+
+    def endpoints(self, namespace: str | None = None) -> list[EndpointStatus]:
+        """The endpoints of all Services, or of those of one namespace."""
+        state = self._tracker.state
+        return [
+            EndpointStatus(
+                namespace=ref.namespace,
+                service=ref.name,
+                port_name=key.name,
+                protocol=key.protocol.lower(),
+                address=endpoint.address,
+                port=endpoint.port,
+                ready=endpoint.ready,
+                serving=endpoint.serving,
+                terminating=endpoint.terminating,
+                node=endpoint.node,
+                target=endpoint.target,
+            )
+            for ref in sorted(state.services)
+            if namespace is None or ref.namespace == namespace
+            for key, endpoints in sorted(self._endpoints(ref).items())
+            for endpoint in endpoints
+        ]
+
+    def _endpoints(self, ref: ServiceRef) -> dict[PortKey, list[EndpointInfo]]:
+        return endpoints_by_port(self._tracker.state.slices(ref), self._tracker.node.name)
+
+    def _status(self, ref: ServiceRef) -> ServiceStatus:
+        groups = self._endpoints(ref).values()
+        return ServiceStatus(
+            service=self._tracker.state.services[ref],
+            specs=self._tracker.claims.held_by(ref),
+            endpoints=len({each.address for group in groups for each in group}),
+            endpoints_ready=len(
+                {each.address for group in groups for each in cluster_endpoints(group)}
+            ),
+        )
+
+    def _all_listed(self) -> bool:
+        return bool(self._followed) and all(followed.listed for followed in self._followed)
+
+    def _start(self, followed: _Followed) -> None:
+        followed.task = asyncio.create_task(self._read(followed))
+
+    async def _read(self, followed: _Followed) -> None:
+        """The task of one source."""
+        source = followed.source
+        pause, longest = self._retry
+        while True:
+            try:
+                async for batch in source.changes():
+                    self._inbox += [(followed.rank, source.name, change) for change in batch]
+                    followed.listed = True
+                    followed.lost = None
+                    pause = self._retry[0]
+                    self._wake.set()
+                if followed.listed:
+                    return  # it has said all that it will ever say
+                followed.lost = SourceError(f"{source.name}: ended before its first list")
+            except SvcdpError as error:
+                followed.lost = error
+            except Exception as error:  # a bug in one source; the others must go on
+                log.exception("%s: failed", source.name)
+                followed.lost = SourceError(f"{source.name}: {error!r}")
+            self._report()
+            await self._notify()
+            if not followed.listed:
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, longest)
+
+    async def _work(self) -> None:
+        """The one task that resolves and updates."""
+        dirty: set[Key] = set()
+        pause, longest = self._retry
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                if self._stop.is_set():
+                    return
+                if not self._all_listed():
+                    continue
+                batch, self._inbox = self._inbox, []
+                listed = [followed for followed in self._followed if followed.listed]
+                dirty |= self._tracker.apply(batch)
+                try:
+                    await self._update(dirty)
+                except Exception as error:  # whatever it is, the state must not be lost
+                    log.debug("update failed", exc_info=True)
+                    self._failure = error
+                    self._report()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._stop.wait(), pause)
+                    pause = min(pause * 2, longest)
+                    self._wake.set()
+                    continue
+                dirty.clear()
+                self._failure = None
+                pause = self._retry[0]
+                self._generation += 1
+                for followed in listed:
+                    followed.in_force = True
+                self._report()
+                await self._notify()
+        finally:
+            await self._notify()
+
+    async def _update(self, keys: Iterable[Key]) -> None:
+        """Send what differs from what was sent."""
+        specs: list[ServiceSpec] = []
+        removed: list[Key] = []
+        for key in sorted(keys):
+            spec = self._tracker.spec(key)
+            if spec is None:
+                if key in self._sent:
+                    removed.append(key)
+            elif spec != self._sent.get(key):
+                specs.append(spec)
+        if not specs and not removed:
+            return
+        await asyncio.to_thread(self._mode.update, specs, removed)
+        self._sent.update((spec.key, spec) for spec in specs)
+        for key in removed:
+            del self._sent[key]
+
+    def _report(self) -> None:
+        """Log each problem once, when it comes up and when it is over."""
+        now = dict.fromkeys(map(str, self.problems))
+        for text in now:
+            if text not in self._reported:
+                log.warning("%s", text)
+        for text in self._reported.keys() - now.keys():
+            log.info("no longer so: %s", text)
+        self._reported = now
+
+    async def _notify(self) -> None:
+        async with self._progress:
+            self._progress.notify_all()
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        async with self._progress:
+            while True:
+                if self._worker is None:
+                    raise ClosedError("Sync works inside `async with` only")
+                if self._worker.done():
+                    self._worker.result()  # raises what ended it, if that was an error
+                    raise ClosedError("this Sync has ended")
+                if reached():
+                    return
+                await self._progress.wait()
