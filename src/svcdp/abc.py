@@ -23,8 +23,8 @@ class Scheduler(ABC):
         """The index into ``destinations`` for a new connection; None: nobody.
 
         ``destinations`` are never empty, and all have a weight above 0. Asked once per
-        connection, with the GIL held: be quick. What it raises is counted, and the
-        connection is treated as if it had returned None.
+        connection, with the GIL held: be quick. What it raises is counted, and round
+        robin serves the connection.
         """
 
 

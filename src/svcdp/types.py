@@ -8,6 +8,7 @@ This module imports nothing of svcdp.
 from __future__ import annotations
 
 import enum
+import typing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,15 +103,19 @@ class DestinationSpec:
     method: str = "masq"
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(typing.Protocol):
     """What a scheduler sees of a real server: ``active`` and ``inactive`` count connections."""
 
-    address: str
-    port: int
-    weight: int
-    active: int
-    inactive: int
+    @property
+    def address(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def weight(self) -> int: ...
+    @property
+    def active(self) -> int: ...
+    @property
+    def inactive(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +159,6 @@ class ServiceSpec:
     def key(self) -> tuple[str, int, str]:
         """What identifies a service: address, port, protocol."""
         return (self.address, self.port, self.protocol)
+
+    def __str__(self) -> str:
+        return self.name or f"{_endpoint(self.address, self.port)}/{self.protocol}"

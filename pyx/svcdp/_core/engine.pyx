@@ -55,6 +55,10 @@ cdef int32_t choose_python(Service *service, const View *view, Worker *worker) n
     """
     cdef object chooser = <object>service.chooser
     cdef tuple candidates = <tuple>service.candidates
+    cdef uint32_t i
+    cdef Destination chosen
+    if not candidates:
+        return -1
     try:
         flow = Flow(
             PROTOCOLS[view.protocol],
@@ -65,7 +69,11 @@ cdef int32_t choose_python(Service *service, const View *view, Worker *worker) n
             return -1
         if not 0 <= index < len(candidates):
             raise IndexError(f"scheduler picked {index!r} of {len(candidates)} destinations")
-        return <int32_t>index
+        chosen = candidates[index]
+        for i in range(service.member_count):
+            if service.members[i].destination == chosen.state:
+                return <int32_t>i
+        return -1
     except BaseException:
         worker.scheduler_errors += 1
         return pick_rr(service)
@@ -376,8 +384,14 @@ cdef class Core:
             PyBuffer_Release(&view)
         return PyBytes_FromStringAndSize(<char *>out, length) if length else None
 
-    def sweep(self, int64_t now, uint32_t limit):
-        """Look at `limit` connections of each family, the next in turn, and drop expired ones."""
+    def records(self):
+        """How many records of a family were ever in use at once: what a full sweep looks at."""
+        return max(
+            load_acquire_u32(&self.engine.table.pools[0].fresh),
+            load_acquire_u32(&self.engine.table.pools[1].fresh)) - 1
+
+    def sweep_records(self, int64_t now, uint32_t limit):
+        """Look at `limit` records of each family, the next in turn, and drop expired ones."""
         cdef Worker *worker = self.worker_acquire()
         with nogil:
             exchange_u64(&worker.epoch, load_acquire_u64(&self.engine.epoch))
@@ -409,7 +423,7 @@ cdef class Core:
         return 0
 
     def new_destination(self, bytes address, uint16_t port):
-        """A Destination of weight 0 that no service names yet. Give it back by `remove`."""
+        """A Destination of weight 0 that no service names yet. Give it back by `forget`."""
         cdef Destination result = Destination.__new__(Destination)
         cdef uint32_t id = self.free_ids.pop() if self.free_ids else self.next_id
         cdef Dest *state
@@ -433,6 +447,10 @@ cdef class Core:
         result.state = state
         result.address = format_address(state.address, state.words)
         return result
+
+    def forget(self, list ids):
+        """Take back new destinations that no service came to name."""
+        self.free_ids += ids
 
     def with_weight(self, Destination destination, uint32_t weight):
         """The same destination with another weight, for a scheduler to see."""
