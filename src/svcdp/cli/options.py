@@ -9,7 +9,7 @@ import click
 
 from svcdp.node.config import NodeConfig, Setting, settings
 
-__all__ = ["OFFLINE", "config_options", "manifests_option", "output_option"]
+__all__ = ["OFFLINE", "config_options", "manifests_option", "node_option", "output_option"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -71,6 +71,13 @@ def manifests_option(required: bool) -> Callable[[Function], Function]:
     )
 
 
+def node_option(function: Function) -> Function:
+    """``--node``, for verbs that stand in for a node."""
+    return click.option(
+        "--node", "node_name", metavar="NAME", help="The node to be [default: this host's name]."
+    )(function)
+
+
 def output_option(*choices: str) -> Callable[[Function], Function]:
     """``-o``; without it, text for people."""
-    return click.option("-o", "--output", type=click.Choice(choices), default="", help="Format.")
+    return click.option("-o", "--output", type=click.Choice(choices), help="Output format.")

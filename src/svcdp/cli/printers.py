@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Column", "age", "document", "note", "table"]
+__all__ = ["Column", "Item", "age", "document", "endpoint", "note", "table"]
 
 Item = Mapping[str, Any]
 
@@ -35,11 +35,13 @@ class Column:
     cell: Callable[[Item], object]
     wide: bool = False
     """Shown only with ``-o wide``."""
+    volatile: bool = False
+    """Changes all the time: no reason for ``-w`` to print a line."""
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns as wide as their widest cell and three spaces apart; no trailing space."""
-    lines = [list(map(str, row)) for row in (headers, *rows)]
+    """Columns as wide as their widest cell and three spaces apart. Empty ``headers``: none."""
+    lines = [list(map(str, row)) for row in ([headers] if headers else []) + list(rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -66,6 +68,11 @@ def age(seconds: float) -> str:
     count, rest = divmod(whole, _SECONDS[big])
     detail = rest // _SECONDS[small] if small else 0
     return f"{count}{big}" + (f"{detail}{small}" if detail else "")
+
+
+def endpoint(address: str, port: int) -> str:
+    """``192.0.2.1:80`` or ``[2001:db8::1]:80``."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def note(message: str) -> None:

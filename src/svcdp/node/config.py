@@ -60,7 +60,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     ] = ()
     node_port_addresses: Annotated[
         tuple[Cidr, ...],
-        Meta(description="which of the node's addresses serve node ports (default: all)"),
+        Meta(description="addresses that serve node ports (default: the primary ones)"),
     ] = ()
     masquerade_all: Annotated[bool, Meta(description="masquerade all traffic to cluster IPs")] = (
         False
@@ -78,9 +78,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
         bool, Meta(description="packets pass while nobody listens on the queues, else drop")
     ] = True
     gso: Annotated[bool, Meta(description="take packets of up to 64 KiB from the kernel")] = True
-    max_connections: Annotated[int, Meta(ge=1, description="bound of the connection table")] = (
-        1 << 20
-    )
+    max_connections: Annotated[
+        int, Meta(ge=1, le=1 << 28, description="bound of the connection table")
+    ] = 1 << 20
     rules: Annotated[
         Literal["auto", "iptables", "nft", "none"],
         Meta(description="tool that installs the capture rules; none: you do it"),
@@ -99,8 +99,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
         str, Meta(description="socket of `svcdp get` (default: admin.sock in the run folder)")
     ] = ""
     sync_retry: Annotated[
-        float, Meta(gt=0, description="seconds until a failed update is tried again")
-    ] = 5.0
+        float, Meta(ge=0.5, description="longest wait for another try of a failed update, seconds")
+    ] = 30.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least level logged")
     ] = "info"

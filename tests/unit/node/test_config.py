@@ -109,3 +109,10 @@ def test_other_files_are_refused(tmp_path: Path, header: str) -> None:
 def test_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the config file"):
         load(str(tmp_path / "absent.yaml"), environ={})
+
+
+def test_the_example_is_good() -> None:
+    example = Path(__file__).parents[3] / "examples" / "node.yaml"
+    config = load(str(example), environ={}).config
+    assert config.manifests == "/etc/svcdp/manifests"
+    assert config.pod_cidrs == ("10.244.0.0/16", "fd00:10:244::/48")

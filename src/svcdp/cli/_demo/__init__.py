@@ -1,0 +1,1 @@
+"""The parts of ``svcdp demo``. Servers and clients are programs: each runs in its namespace."""

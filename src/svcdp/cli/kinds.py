@@ -1,0 +1,128 @@
+"""What ``svcdp get`` lists, and the columns of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from svcdp.cli.printers import Column, Item, age, endpoint
+
+__all__ = ["KINDS", "Kind"]
+
+NAMESPACE = Column("NAMESPACE", lambda item: item["namespace"])
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be listed: how it is called and what a table shows of it."""
+
+    plural: str
+    singular: str
+    short: str
+    name: Callable[[Item], str]
+    columns: tuple[Column, ...]
+    namespaced: bool = True
+
+    def shown(self, *, namespaces: bool, wide: bool) -> list[Column]:
+        """The columns of a table of one namespace or of all."""
+        return [
+            column
+            for column in self.columns
+            if (wide or not column.wide) and (namespaces or column is not NAMESPACE)
+        ]
+
+    def stable(self, item: Item) -> tuple[str, ...]:
+        """What of an item counts as a change when it changes."""
+        return tuple(str(column.cell(item)) for column in self.columns if not column.volatile)
+
+
+def _age(item: Item) -> str:
+    try:
+        created = datetime.fromisoformat(item["creationTimestamp"] or "")
+        return age((datetime.now(UTC) - created).total_seconds())
+    except (ValueError, TypeError):
+        return "<unknown>"  # a manifest that never was in a cluster has none
+
+
+def _ports(item: Item) -> str:
+    return ",".join(
+        f"{port['port']}:{port['nodePort']}/{port['protocol']}"
+        if port["nodePort"]
+        else f"{port['port']}/{port['protocol']}"
+        for port in item["ports"]
+    )
+
+
+def _place(address: str, port: str) -> Callable[[Item], str]:
+    return lambda item: endpoint(item[address], item[port])
+
+
+def _source(item: Item) -> str:
+    if (item["source"], item["sourcePort"]) == (item["client"], item["clientPort"]):
+        return "<client>"
+    return endpoint(item["source"], item["sourcePort"])
+
+
+KINDS = (
+    Kind(
+        "services",
+        "service",
+        "svc",
+        lambda item: item["name"],
+        (
+            NAMESPACE,
+            Column("NAME", lambda item: item["name"]),
+            Column("TYPE", lambda item: item["type"]),
+            Column("CLUSTER-IP", lambda item: ",".join(item["clusterIPs"]) or "<none>"),
+            Column("EXTERNAL-IP", lambda item: "<none>"),
+            Column("PORT(S)", lambda item: _ports(item) or "<none>"),
+            Column("AGE", _age, volatile=True),
+            Column("ENDPOINTS", lambda i: f"{i['endpointsReady']}/{i['endpoints']}", wide=True),
+            Column("SCHEDULER", lambda i: ",".join(i["schedulers"]) or "<none>", wide=True),
+        ),
+    ),
+    Kind(
+        "endpoints",
+        "endpoint",
+        "ep",
+        lambda item: f"{item['service']}/{endpoint(item['address'], item['port'])}",
+        (
+            NAMESPACE,
+            Column("SERVICE", lambda item: item["service"]),
+            Column("PROTO", lambda item: item["protocol"]),
+            Column("VIRTUAL", _place("virtual", "virtualPort")),
+            Column("ENDPOINT", _place("address", "port")),
+            Column("WEIGHT", lambda item: item["weight"]),
+            Column("ACTIVE", lambda item: item["active"], volatile=True),
+            Column("INACTIVE", lambda item: item["inactive"], volatile=True),
+            Column("METHOD", lambda item: item["method"], wide=True),
+            Column("CONNECTIONS", lambda item: item["connections"], wide=True, volatile=True),
+            Column("BYTES-IN", lambda item: item["bytesIn"], wide=True, volatile=True),
+            Column("BYTES-OUT", lambda item: item["bytesOut"], wide=True, volatile=True),
+        ),
+    ),
+    Kind(
+        "connections",
+        "connection",
+        "conn",
+        lambda item: "/".join(
+            (
+                item["protocol"],
+                endpoint(item["client"], item["clientPort"]),
+                endpoint(item["virtual"], item["virtualPort"]),
+            )
+        ),
+        (
+            Column("PROTO", lambda item: item["protocol"]),
+            Column("CLIENT", _place("client", "clientPort")),
+            Column("VIRTUAL", _place("virtual", "virtualPort")),
+            Column("DESTINATION", _place("destination", "destinationPort")),
+            Column("STATE", lambda item: item["state"]),
+            Column("EXPIRES", lambda item: age(item["expiresIn"]), volatile=True),
+            Column("SOURCE", _source, wide=True),
+            Column("PACKETS", lambda item: item["packets"], wide=True, volatile=True),
+        ),
+        namespaced=False,
+    ),
+)

@@ -1,0 +1,28 @@
+"""A dataplane made of manifests, without a kernel: what trace and replay work on."""
+
+from __future__ import annotations
+
+from svcdp.cli.printers import note
+from svcdp.dataplane import Dataplane
+from svcdp.kube import read_folder, resolve_all
+from svcdp.node.config import NodeConfig
+from svcdp.node.context import node_context
+
+__all__ = ["offline_dataplane"]
+
+
+def offline_dataplane(folder: str, config: NodeConfig) -> Dataplane:
+    """Serve what a folder says, as a node with ``config`` would. Problems become notes.
+
+    Masqueraded source ports and random picks are the same in every run.
+    """
+    decoded = read_folder(folder)
+    resolution = resolve_all(decoded.objects, node_context(config, config.addresses))
+    for problem in (*decoded.errors, *resolution.problems):
+        note(f"warning: {problem}")
+    ports = config.masquerade_ports
+    dataplane = Dataplane(
+        config.max_connections, seed=0, masquerade_ports=(ports.first, ports.last)
+    )
+    dataplane.apply(resolution.specs)
+    return dataplane

@@ -1,0 +1,1 @@
+"""Proxy modes: each is given the same services, as changes, and makes them true in its way."""

@@ -1,0 +1,26 @@
+"""From the node's settings to what the resolver wants to know of a node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from svcdp import schedulers
+from svcdp.kube import NodeContext
+from svcdp.node.config import NodeConfig
+from svcdp.types import ForwardMethod
+
+__all__ = ["node_context"]
+
+
+def node_context(config: NodeConfig, addresses: Sequence[str]) -> NodeContext:
+    """``addresses``: those of the node, set or discovered."""
+    return NodeContext(
+        name=config.node_name,
+        addresses=tuple(addresses),
+        pod_cidrs=config.pod_cidrs,
+        node_port_addresses=config.node_port_addresses,
+        masquerade_all=config.masquerade_all,
+        service_cidrs=config.service_cidrs,
+        schedulers=schedulers.names(),
+        methods=(ForwardMethod.MASQ,),
+    )

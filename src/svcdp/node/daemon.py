@@ -1,0 +1,193 @@
+"""The node daemon: puts the parts together in the right order, and takes them apart again.
+
+Start: bind the queues and set their flags, load what is to be served, install the rules;
+from the first captured packet on somebody answers. Stop: remove the rules, let the queues
+run empty, unbind. A failure at any step undoes the steps before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import signal
+import time
+from collections.abc import Callable
+
+from svcdp.dataplane import Dataplane
+from svcdp.errors import ConfigError, SvcdpError
+from svcdp.io.nfqueue import QueueWorkers
+from svcdp.kube import ManifestSource
+from svcdp.modes.nfqueue import NfqueueMode
+from svcdp.node import views
+from svcdp.node.admin import AdminServer, Handler
+from svcdp.node.capture import capture_plan, choose_backend
+from svcdp.node.config import NodeConfig, settings
+from svcdp.node.context import node_context
+from svcdp.node.network import discover_addresses, enter_netns
+from svcdp.node.systemd import notify, watchdog_interval
+from svcdp.sync import Sync
+
+__all__ = ["run"]
+
+log = logging.getLogger(__name__)
+
+TICK = 1.0  # seconds between rounds of housekeeping
+SWEEP_ROUNDS = 16  # rounds in which the whole connection table is swept
+TRIM_ROUNDS = 10  # rounds between two looks for captures that nobody needs any more
+DRAIN_TIME = 2.0  # seconds for packets that were in the queues when the rules went
+FIRST_RETRY = 0.5  # seconds until a failed update is tried again
+
+
+def run(config: NodeConfig, reread: Callable[[], NodeConfig] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once.
+
+    SIGHUP reads the manifests again, and, where ``reread`` is given, says which settings
+    have changed and need a restart. Raises :class:`svcdp.SvcdpError` for what ends the
+    daemon, after everything was taken back.
+    """
+    if not config.manifests:
+        raise ConfigError("no manifests to serve: give a folder with -f, or set manifests")
+    if config.netns:
+        enter_netns(config.netns)
+    asyncio.run(_Daemon(config, reread).main())
+
+
+class _Daemon:
+    def __init__(self, config: NodeConfig, reread: Callable[[], NodeConfig] | None) -> None:
+        self._config = config
+        self._reread = reread
+        self._source = ManifestSource(config.manifests)
+        self._dataplane = Dataplane(
+            config.max_connections,
+            masquerade_ports=(config.masquerade_ports.first, config.masquerade_ports.last),
+        )
+        self._workers = QueueWorkers(
+            self._dataplane,
+            config.queues.first,
+            config.queues.last,
+            fail_open=config.fail_open,
+            gso=config.gso,
+            forward_mark=config.forward_mark,
+            pass_mark=config.pass_mark,
+        )
+
+    async def main(self) -> None:
+        serving = asyncio.create_task(self._serve())
+
+        def stop(number: signal.Signals) -> None:
+            log.info("stopping", extra={"signal": number.name})
+            notify("STOPPING=1")
+            for each in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(each)
+                signal.signal(each, signal.SIG_DFL)
+            serving.cancel()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        log.info("stopped")
+
+    async def _serve(self) -> None:
+        config = self._config
+        addresses = config.addresses or await asyncio.to_thread(discover_addresses)
+        if not addresses:
+            log.warning("this node has no addresses: no node ports, no masquerading")
+        backend = await asyncio.to_thread(choose_backend, config)
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(self._workers.stop)
+            self._workers.start()
+            mode = NfqueueMode(self._dataplane, backend, capture_plan(config, addresses))
+            undo.push_async_callback(self._withdraw, mode)
+            sync = await undo.enter_async_context(
+                Sync(
+                    mode,
+                    node_context(config, addresses),
+                    retry=(FIRST_RETRY, config.sync_retry),
+                )
+            )
+            admin = AdminServer(config.admin_path, self._handlers(sync))
+            undo.push_async_callback(admin.close)
+            await admin.start()
+            sync.follow(self._source)
+            await sync.ready()
+            await asyncio.to_thread(mode.install)
+            notify("READY=1")
+            log.info(
+                "serving",
+                extra={
+                    "node": config.node_name,
+                    "addresses": ",".join(addresses),
+                    "queues": config.queues,
+                    "rules": config.rules,
+                    **sync.counts._asdict(),
+                },
+            )
+            await self._attend(sync, mode)
+
+    async def _withdraw(self, mode: NfqueueMode) -> None:
+        """Stop capturing, then wait until the queues are empty: nothing more comes in."""
+        await asyncio.to_thread(mode.close)
+        deadline = time.monotonic() + DRAIN_TIME
+        before = -1
+        while (now := self._received()) != before and time.monotonic() < deadline:
+            before = now
+            await asyncio.sleep(0.1)
+
+    def _received(self) -> int:
+        return sum(queue.received for queue in self._workers.stats())
+
+    async def _attend(self, sync: Sync, mode: NfqueueMode) -> None:
+        """Housekeeping, until cancelled or until a worker dies."""
+        watchdog = watchdog_interval()
+        generation = sync.generation
+        for number in itertools.count(1):
+            await asyncio.sleep(min(TICK, watchdog or TICK))
+            self._workers.check()
+            share = -(-self._config.max_connections // SWEEP_ROUNDS)
+            await asyncio.to_thread(self._dataplane.sweep, limit=share)
+            if number % TRIM_ROUNDS == 0:
+                await self._trim(mode)
+            if generation != sync.generation:
+                generation = sync.generation
+                log.info("in force", extra={"generation": generation, **sync.counts._asdict()})
+            if watchdog:
+                notify("WATCHDOG=1")
+
+    async def _trim(self, mode: NfqueueMode) -> None:
+        try:
+            await asyncio.to_thread(mode.trim)
+        except SvcdpError as error:
+            log.error("the rules cannot be updated: trying again", extra={"error": str(error)})
+
+    def _reload(self) -> None:
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._source.rescan()
+        if self._reread is not None:
+            try:
+                fresh = self._reread()
+            except SvcdpError as error:
+                log.error("the configuration is wrong", extra={"error": str(error)})
+            else:
+                changed = [
+                    setting.key
+                    for setting in settings()
+                    if getattr(fresh, setting.name) != getattr(self._config, setting.name)
+                ]
+                if changed:
+                    log.warning("settings need a restart", extra={"settings": ",".join(changed)})
+        log.info("reloaded")
+        notify("READY=1")
+
+    def _handlers(self, sync: Sync) -> dict[str, Handler]:
+        return {
+            "services": lambda request: views.services(sync, request),
+            "endpoints": lambda request: views.endpoints(self._dataplane, request),
+            "connections": lambda request: views.connections(self._dataplane, request),
+            "queues": lambda request: views.queues(self._workers),
+            "status": lambda request: views.status(self._dataplane, sync),
+        }

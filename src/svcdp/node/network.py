@@ -1,0 +1,61 @@
+"""The node's network namespace and the addresses in it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import ipaddress
+import os
+
+from svcdp.errors import ConfigError, MissingCapability
+from svcdp.node.values import Address
+
+__all__ = ["discover_addresses", "enter_netns"]
+
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+IFA_F_DEPRECATED = 0x20  # linux/if_addr.h
+MAIN_TABLE = 254  # linux/rtnetlink.h, RT_TABLE_MAIN
+
+
+def enter_netns(netns: str) -> None:
+    """Move this thread to a network namespace, by name (``ip netns``) or path.
+
+    Threads and processes that it starts later follow. :class:`svcdp.ConfigError` where
+    there is no such namespace.
+    """
+    path = netns if "/" in netns else f"/run/netns/{netns}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"netns: cannot open {path}: {error.strerror}") from None
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)  # os.setns() comes with Python 3.12
+        if libc.setns(fd, CLONE_NEWNET) == 0:
+            return
+    finally:
+        os.close(fd)
+    code = ctypes.get_errno()
+    if code == errno.EPERM:
+        raise MissingCapability(code, f"entering {path} needs CAP_SYS_ADMIN: run as root")
+    raise ConfigError(f"netns: {path} is no network namespace: {os.strerror(code)}")
+
+
+def discover_addresses() -> tuple[Address, ...]:
+    """Addresses of this namespace's interfaces that others can reach.
+
+    Those of an interface with a default route come first: the first of each family is
+    the node's primary one. Must not be called in an event loop's thread (pyroute2 runs
+    a loop of its own).
+    """
+    from pyroute2 import IPRoute  # type: ignore[import-untyped]  # slow, hence late
+
+    with IPRoute() as netlink:
+        routes = netlink.get_routes(dst_len=0, table=MAIN_TABLE)
+        defaults = {route.get_attr("RTA_OIF") for route in routes}
+        entries = [entry for entry in netlink.get_addr() if not entry["flags"] & IFA_F_DEPRECATED]
+    entries.sort(key=lambda entry: entry["index"] not in defaults)
+    # IFA_ADDRESS is the peer's on point-to-point links; only IPv4 has an IFA_LOCAL everywhere.
+    texts = [entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS") for entry in entries]
+    addresses = map(ipaddress.ip_address, texts)
+    usable = [Address(str(a)) for a in addresses if not (a.is_loopback or a.is_link_local)]
+    return tuple(dict.fromkeys(usable))

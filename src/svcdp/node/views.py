@@ -1,0 +1,126 @@
+"""What the admin socket tells: the daemon's objects as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from svcdp.dataplane import Dataplane
+    from svcdp.io.nfqueue import QueueWorkers
+    from svcdp.sync import Sync
+
+__all__ = ["connections", "endpoints", "queues", "services", "status"]
+
+Request = Mapping[str, Any]
+Item = dict[str, Any]
+
+
+def services(sync: Sync, request: Request) -> Iterator[Item]:
+    """Services as Kubernetes has them, of one namespace or of all."""
+    for status in sync.services():
+        service = status.service
+        if request.get("namespace") not in (None, service.ref.namespace):
+            continue
+        spec = service.spec
+        yield {
+            "namespace": service.ref.namespace,
+            "name": service.ref.name,
+            "type": spec.type or "ClusterIP",
+            "clusterIPs": list(spec.cluster_ips or filter(None, [spec.cluster_ip])),
+            "ports": [
+                {
+                    "name": port.name or "",
+                    "port": port.port,
+                    "nodePort": port.node_port or None,
+                    "protocol": port.protocol or "TCP",
+                }
+                for port in spec.ports or ()
+            ],
+            "creationTimestamp": service.metadata.creation_timestamp,
+            "schedulers": sorted({held.scheduler for held in status.specs}),
+            "endpoints": status.endpoints,
+            "endpointsReady": status.endpoints_ready,
+        }
+
+
+def endpoints(dataplane: Dataplane, request: Request) -> Iterator[Item]:
+    """Destinations of virtual services, with their connections and counters."""
+    for status in dataplane.services():
+        spec = status.spec
+        namespace, _, name = spec.name.rpartition("/")
+        if request.get("namespace") not in (None, namespace):
+            continue
+        for destination in status.destinations:
+            yield {
+                "namespace": namespace,
+                "service": name,
+                "protocol": spec.protocol,
+                "virtual": spec.address,
+                "virtualPort": spec.port,
+                "address": destination.address,
+                "port": destination.port,
+                "weight": destination.weight,
+                "method": destination.method,
+                "active": destination.active,
+                "inactive": destination.inactive,
+                "connections": destination.connections_total,
+                "packetsIn": destination.packets_in,
+                "packetsOut": destination.packets_out,
+                "bytesIn": destination.bytes_in,
+                "bytesOut": destination.bytes_out,
+            }
+
+
+def connections(dataplane: Dataplane, request: Request) -> Iterator[Item]:
+    """Live connections; with a namespace, those to its services."""
+    wanted = request.get("namespace")
+    names = {}
+    if wanted is not None:
+        names = {status.spec.key: status.spec.name for status in dataplane.services()}
+    for connection in dataplane.connections():
+        key = (connection.virtual, connection.virtual_port, connection.protocol)
+        if wanted is not None and names.get(key, "").rpartition("/")[0] != wanted:
+            continue
+        yield {
+            "protocol": connection.protocol,
+            "client": connection.client,
+            "clientPort": connection.client_port,
+            "virtual": connection.virtual,
+            "virtualPort": connection.virtual_port,
+            "destination": connection.destination,
+            "destinationPort": connection.destination_port,
+            "source": connection.source,
+            "sourcePort": connection.source_port,
+            "state": connection.state,
+            "expiresIn": connection.expires_in,
+            "packets": connection.packets,
+        }
+
+
+def queues(workers: QueueWorkers) -> Iterator[Item]:
+    """What came through each queue."""
+    for number, stats in workers.stats().items():
+        yield {"queue": number, **asdict(stats)}
+
+
+def status(dataplane: Dataplane, sync: Sync) -> Iterator[Item]:
+    """The daemon as a whole."""
+    stats = dataplane.stats()
+    yield {
+        "generation": sync.generation,
+        "problems": [str(problem) for problem in sync.problems],
+        **sync.counts._asdict(),
+        "packets": {
+            f"{verdict.name}/{reason.name}": count
+            for (verdict, reason), count in stats.packets.items()
+            if count
+        },
+        "connections": stats.connections,
+        "connectionsMax": stats.connections_max,
+        "connectionsCreated": stats.connections_created,
+        "connectionsExpired": stats.connections_expired,
+        "persistenceTemplates": stats.persistence_templates,
+        "schedulerErrors": stats.scheduler_errors,
+    }

@@ -1,0 +1,203 @@
+"""``svcdp get``: the tables, against an admin socket with known answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from svcdp.cli import get
+from svcdp.cli.group import run
+from svcdp.node.admin import AdminServer
+
+WEB = {
+    "namespace": "default",
+    "name": "web",
+    "type": "NodePort",
+    "clusterIPs": ["10.96.0.10", "fd00:10:96::a"],
+    "ports": [
+        {"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"},
+        {"name": "dns", "port": 53, "nodePort": None, "protocol": "UDP"},
+    ],
+    "creationTimestamp": None,
+    "schedulers": ["wrr"],
+    "endpoints": 3,
+    "endpointsReady": 2,
+}
+CART = {**WEB, "namespace": "shop", "name": "cart", "type": "ClusterIP", "clusterIPs": []}
+CART |= {"ports": [], "schedulers": [], "creationTimestamp": "2020-01-01T00:00:00Z"}
+ENDPOINT = {
+    "namespace": "default",
+    "service": "web:http",
+    "protocol": "tcp",
+    "virtual": "fd00:10:96::a",
+    "virtualPort": 80,
+    "address": "fd00::1",
+    "port": 8080,
+    "weight": 1,
+    "method": "masq",
+    "active": 2,
+    "inactive": 3,
+    "connections": 9,
+    "packetsIn": 1,
+    "packetsOut": 2,
+    "bytesIn": 3,
+    "bytesOut": 4,
+}
+CONNECTION = {
+    "protocol": "tcp",
+    "client": "192.0.2.9",
+    "clientPort": 40000,
+    "virtual": "10.96.0.10",
+    "virtualPort": 80,
+    "destination": "10.1.0.1",
+    "destinationPort": 8080,
+    "source": "192.0.2.1",
+    "sourcePort": 61000,
+    "state": "established",
+    "expiresIn": 899.5,
+    "packets": 12,
+}
+ANSWERS: dict[str, list[dict[str, Any]]] = {
+    "services": [WEB, CART],
+    "endpoints": [ENDPOINT],
+    "connections": [CONNECTION],
+    "queues": [],
+}
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[str]:
+    """An admin socket that answers from ``ANSWERS``; its path."""
+    started = threading.Event()
+    loop = asyncio.new_event_loop()
+    path = str(tmp_path / "admin.sock")
+
+    def answer(name: str) -> Any:
+        def handler(request: Any) -> Any:
+            wanted = request.get("namespace")
+            return [i for i in ANSWERS[name] if wanted in (None, i.get("namespace"))]
+
+        return handler
+
+    async def serve() -> None:
+        server = AdminServer(path, {name: answer(name) for name in ANSWERS})
+        await server.start()
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await server.close()
+
+    task = loop.create_task(serve())
+    thread = threading.Thread(target=loop.run_until_complete, args=(task,))
+    thread.start()
+    assert started.wait(10)
+    yield path
+    loop.call_soon_threadsafe(task.cancel)
+    thread.join(10)
+    loop.close()
+
+
+def output(capsys: pytest.CaptureFixture[str], daemon: str, *arguments: str) -> str:
+    assert run(["get", *arguments, "--admin-socket", daemon]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def test_services(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
+    assert output(capsys, daemon, "services") == (
+        "NAME   TYPE       CLUSTER-IP                 EXTERNAL-IP   PORT(S)               AGE\n"
+        "web    NodePort   10.96.0.10,fd00:10:96::a   <none>        80:30080/TCP,53/UDP   <unknown>\n"
+    )
+
+
+def test_all_namespaces_wide(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
+    lines = output(capsys, daemon, "svc", "-A", "-o", "wide").splitlines()
+    assert lines[0].split() == (
+        "NAMESPACE NAME TYPE CLUSTER-IP EXTERNAL-IP PORT(S) AGE ENDPOINTS SCHEDULER".split()
+    )
+    assert lines[2].startswith("shop        cart   ClusterIP   <none>  ")
+    assert lines[2].split()[-2:] == ["2/3", "<none>"]
+
+
+@pytest.mark.parametrize(("style", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
+def test_documents(capsys: pytest.CaptureFixture[str], daemon: str, style: str, read: Any) -> None:
+    assert read(output(capsys, daemon, "services", "-n", "shop", "-o", style)) == {
+        "apiVersion": "svcdp.io/v1alpha1",
+        "kind": "List",
+        "items": [CART],
+    }
+
+
+def test_names(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
+    assert output(capsys, daemon, "service", "-A", "-o", "name") == "service/web\nservice/cart\n"
+
+
+def test_endpoints(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
+    assert output(capsys, daemon, "endpoints") == (
+        "SERVICE    PROTO   VIRTUAL              ENDPOINT         WEIGHT   ACTIVE   INACTIVE\n"
+        "web:http   tcp     [fd00:10:96::a]:80   [fd00::1]:8080   1        2        3\n"
+    )
+
+
+def test_connections(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
+    assert output(capsys, daemon, "connections") == (
+        "PROTO   CLIENT            VIRTUAL         DESTINATION     STATE         EXPIRES\n"
+        "tcp     192.0.2.9:40000   10.96.0.10:80   10.1.0.1:8080   established   14m\n"
+    )
+
+
+def test_nothing_found(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
+    assert run(["get", "svc", "-n", "empty", "--admin-socket", daemon]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "No services found in namespace empty\n"
+
+
+def test_watch_prints_what_changes(
+    capsys: pytest.CaptureFixture[str], daemon: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[dict[str, Any]] = [
+        {"active": 7, "bytesIn": 99},  # counters alone are no news
+        {"weight": 0},
+        {"weight": 0},
+    ]
+
+    def sleep(seconds: float) -> None:
+        if not rounds:
+            raise KeyboardInterrupt
+        monkeypatch.setitem(ANSWERS, "endpoints", [{**ENDPOINT, **rounds.pop(0)}])
+
+    monkeypatch.setattr(get.time, "sleep", sleep)
+    assert run(["get", "endpoints", "-w", "--admin-socket", daemon]) == 130
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[4] for line in lines] == ["WEIGHT", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pods"], "cannot get 'pods': get one of services, endpoints, connections"),
+        (["svc", "-A", "-n", "x"], "-n and -A exclude each other"),
+    ],
+)
+def test_wrong_usage(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run(["get", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_daemon(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(["get", "svc", "--run-dir", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"error: no daemon listens at {tmp_path}/admin.sock" in captured.err
