@@ -206,13 +206,17 @@ cdef inline Conn *probe(
 
 cdef inline Conn *find(Table *table, const View *view, uint32_t *direction) noexcept nogil:
     """The connection of the view's flow, locked, or NULL when there is none."""
+    cdef uint32_t home = <uint32_t>view.hash & table.mask
     cdef Stripe *stripe = stripe_of(table, view.hash)
     cdef uint32_t sequence = load_acquire_u32(&stripe.sequence)
     cdef Conn *conn = probe(table, view, view.probe, direction)
+    if conn is NULL and view.probe != home:
+        # The slot may have moved up since prefetch_record() saw it.
+        conn = probe(table, view, home, direction)
     if conn is not NULL or (not sequence & 1 and load_acquire_u32(&stripe.sequence) == sequence):
         return conn
     spin_lock(&stripe.lock)
-    conn = probe(table, view, <uint32_t>view.hash & table.mask, direction)
+    conn = probe(table, view, home, direction)
     spin_unlock(&stripe.lock)
     return conn
 

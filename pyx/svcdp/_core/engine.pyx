@@ -527,20 +527,23 @@ cdef class Core:
         cdef uint64_t oldest = <uint64_t>-1
         cdef uint64_t epoch
         cdef list kept = []
+        cdef list items = self.retired
         cdef Dest *state
+        # Taken out first: freeing a scheduler may run Python, and that may come back here.
+        self.retired = []
         for pointer in self.workers:
             epoch = load_acquire_u64(&(<Worker *><uintptr_t>pointer).epoch)
             if epoch and epoch < oldest:
                 oldest = epoch
-        for item in self.retired:
+        for item in items:
             if item[0] > oldest:
                 kept.append(item)
             elif item[1] == RETIRED_SERVICE:
                 service_free(<Service *><uintptr_t>item[2])
             else:
                 free(<void *><uintptr_t>item[2])
-        self.retired = kept
-        if not kept:
+        self.retired += kept
+        if not self.retired:
             for id in [*self.draining]:
                 state = dest_of(&self.engine.destinations, id)
                 if state.active + state.inactive == 0:
