@@ -30,7 +30,7 @@ class PortKey(NamedTuple):
     protocol: TransportProtocol
 
 
-class EndpointInfo(msgspec.Struct, frozen=True):
+class EndpointInfo(msgspec.Struct, frozen=True, gc=False):
     """One address and port that serves a port of a Service.
 
     ``local``: it is on this node. ``target`` is the name of its Pod, if known.

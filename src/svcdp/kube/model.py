@@ -8,6 +8,7 @@ these: None means absent.
 from __future__ import annotations
 
 import ipaddress
+import socket
 from functools import lru_cache
 from typing import Annotated, Literal, NamedTuple
 
@@ -65,8 +66,8 @@ class ObjectKey(NamedTuple):
         return f"{self.kind} {self.namespace}/{self.name}"
 
 
-class _Record(msgspec.Struct, frozen=True, rename="camel"):
-    pass
+class _Record(msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """Plain data without cycles: the garbage collector need not look at it."""
 
 
 class ObjectMeta(_Record, frozen=True):
@@ -190,13 +191,24 @@ class EndpointSlice(_Record, frozen=True):
 Object = Service | EndpointSlice
 
 
-@lru_cache(maxsize=1 << 16)
 def parse_address(text: str) -> str:
-    """The address as :mod:`ipaddress` prints it; ManifestError if it is none.
+    """The address as :mod:`ipaddress` prints it; ManifestError if it is not one host's.
 
     Leading zeros are decimal and an IPv4-mapped address is the IPv4 one, as Go's
     ParseIP, and so every Kubernetes component, has it.
     """
+    try:
+        packed = socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        return _parse_unusual(text)
+    if 224 <= packed[0] < 240 or packed == b"\0\0\0\0":
+        raise ManifestError(f"{text!r} is not the address of one host")
+    return socket.inet_ntop(socket.AF_INET, packed)
+
+
+@lru_cache(maxsize=1 << 16)
+def _parse_unusual(text: str) -> str:
+    """Everything but plain IPv4, for which :mod:`ipaddress` is slow."""
     digits = text.split(".")
     if len(digits) == 4 and all(part.isascii() and part.isdigit() for part in digits):
         text = ".".join(part.lstrip("0") or "0" for part in digits)

@@ -1,0 +1,137 @@
+"""Objects of several origins, and what a change touches."""
+
+from __future__ import annotations
+
+import pytest
+
+from svcdp.kube import Change, NodeContext
+from svcdp.kube.model import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    ObjectMeta,
+    Service,
+    ServicePort,
+    ServiceSpec,
+)
+from svcdp.kube.tracker import Tracker
+
+
+def service(name: str, cluster_ip: str = "10.96.0.1", created: str | None = None) -> Service:
+    return Service(
+        metadata=ObjectMeta(name=name, creation_timestamp=created),
+        spec=ServiceSpec(cluster_ip=cluster_ip, ports=(ServicePort(name="http", port=80),)),
+    )
+
+
+def endpoints(of: str, *addresses: str, name: str = "") -> EndpointSlice:
+    return EndpointSlice(
+        metadata=ObjectMeta(name=name or of, labels={"kubernetes.io/service-name": of}),
+        address_type="IPv4",
+        endpoints=tuple(Endpoint(addresses=(address,)) for address in addresses),
+        ports=(EndpointPort(name="http", port=8080),),
+    )
+
+
+@pytest.fixture
+def tracker() -> Tracker:
+    return Tracker(NodeContext())
+
+
+KEY = ("10.96.0.1", 80, "tcp")
+
+
+def served(tracker: Tracker) -> dict[str, list[str]]:
+    return {
+        spec.name: [destination.address for destination in spec.destinations]
+        for spec in tracker.claims
+    }
+
+
+def test_objects_come_in_any_order(tracker: Tracker) -> None:
+    assert tracker.apply([(0, "a", Change(objects=(endpoints("web", "10.1.0.1"),)))]) == set()
+    assert tracker.apply([(0, "a", Change(objects=(service("web"),)))]) == {KEY}
+    assert served(tracker) == {"default/web:http": ["10.1.0.1"]}
+    assert tracker.apply([(0, "a", Change(deleted=(service("web").key,)))]) == {KEY}
+    assert tracker.spec(KEY) is None
+
+
+def test_a_slice_can_move_to_another_service(tracker: Tracker) -> None:
+    first = (service("a", "10.96.0.1"), service("b", "10.96.0.2"))
+    tracker.apply([(0, "s", Change(objects=(*first, endpoints("a", "10.1.0.1", name="x"))))])
+    keys = tracker.apply([(0, "s", Change(objects=(endpoints("b", "10.1.0.1", name="x"),)))])
+    assert len(keys) == 2
+    assert served(tracker) == {"default/a:http": [], "default/b:http": ["10.1.0.1"]}
+
+
+def test_what_is_the_same_touches_nothing(tracker: Tracker) -> None:
+    everything = Change(objects=(service("web"), endpoints("web", "10.1.0.1")), replace=True)
+    assert tracker.apply([(0, "a", everything)])
+    assert tracker.apply([(0, "a", everything)]) == set()
+
+
+def test_replace_removes_what_the_origin_had(tracker: Tracker) -> None:
+    tracker.apply([(0, "s", Change("a.yaml", (service("a"),), replace=True))])
+    tracker.apply([(0, "s", Change("b.yaml", (service("b", "10.96.0.2"),), replace=True))])
+    tracker.apply([(0, "s", Change("a.yaml", replace=True))])
+    assert served(tracker) == {"default/b:http": []}
+
+
+def test_of_two_files_the_first_by_name_counts_until_it_goes(tracker: Tracker) -> None:
+    tracker.apply([(0, "s", Change("b.yaml", (service("web", "10.96.0.2"),), replace=True))])
+    tracker.apply([(0, "s", Change("a.yaml", (service("web", "10.96.0.1"),), replace=True))])
+    assert [spec.address for spec in tracker.claims] == ["10.96.0.1"]
+    assert [str(problem) for problem in tracker.problems()] == [
+        "Service default/web is in s/a.yaml and in s/b.yaml; the one in s/a.yaml counts"
+    ]
+    tracker.apply([(0, "s", Change("a.yaml", replace=True))])
+    assert [spec.address for spec in tracker.claims] == ["10.96.0.2"]
+    assert tracker.problems() == []
+
+
+def test_of_two_sources_the_one_followed_first_counts(tracker: Tracker) -> None:
+    tracker.apply([(1, "a", Change(objects=(service("web", "10.96.0.2"),)))])
+    tracker.apply([(0, "b", Change(objects=(service("web", "10.96.0.1"),)))])
+    assert [spec.address for spec in tracker.claims] == ["10.96.0.1"]
+
+
+def test_who_lost_an_address_takes_over(tracker: Tracker) -> None:
+    old, new = service("old", created="2024"), service("new", created="2025")
+    tracker.apply([(0, "s", Change(objects=(new,)))])
+    assert served(tracker) == {"default/new:http": []}
+    tracker.apply([(0, "s", Change(objects=(old,)))])
+    assert served(tracker) == {"default/old:http": []}
+    [problem] = tracker.problems()
+    assert "held by Service default/old:http; Service default/new:http goes" in str(problem)
+    tracker.apply([(0, "s", Change(deleted=(old.key,)))])
+    assert served(tracker) == {"default/new:http": []}
+    assert tracker.problems() == []
+
+
+def test_deleting_what_is_not_there(tracker: Tracker) -> None:
+    assert tracker.apply([(0, "s", Change(deleted=(service("web").key,)))]) == set()
+
+
+def test_one_endpoint_among_many_services(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = [service(f"s{i}", f"10.96.{i // 250}.{i % 250 + 1}") for i in range(10_000)]
+    slices = [endpoints(f"s{i}", "10.1.0.1", "10.1.0.2") for i in range(10_000)]
+    assert len(tracker.apply([(0, "s", Change(objects=(*services, *slices)))])) == 10_000
+
+    from svcdp.kube import tracker as module
+
+    resolved = []
+
+    def counting(service, *rest):  # type: ignore[no-untyped-def]
+        resolved.append(service.metadata.name)
+        return original(service, *rest)
+
+    original = module.resolve_service
+    monkeypatch.setattr(module, "resolve_service", counting)
+    changed = Change(objects=(endpoints("s7777", "10.1.0.1"),))
+    [key] = tracker.apply([(0, "s", changed)])
+    assert resolved == ["s7777"]
+    spec = tracker.spec(key)
+    assert spec is not None
+    assert [destination.address for destination in spec.destinations] == ["10.1.0.1"]
