@@ -1,0 +1,312 @@
+"""Sources at one end, a mode at the other, and what happens when either misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from typing import Any
+
+import pytest
+
+from svcdp.errors import ClosedError, ConfigError, ManifestError, SourceError, SvcdpError
+from svcdp.kube import Change, NodeContext, decode
+from svcdp.sync import Counts, Sync
+from svcdp.types import ServiceSpec
+
+DEADLINE = 20.0
+RETRY = (0.01, 0.02)
+
+
+class FakeSource:
+    """Says what a test puts in; an exception is raised, None ends it."""
+
+    def __init__(self, name: str = "fake") -> None:
+        self.name = name
+        self.errors: list[SvcdpError] = []
+        self._queue: asyncio.Queue[list[Change] | Exception | None] = asyncio.Queue()
+
+    def say(self, *said: Change | Exception | None) -> None:
+        for each in said:
+            self._queue.put_nowait([each] if isinstance(each, Change) else each)
+
+    def say_nothing_new(self) -> None:
+        self._queue.put_nowait([])
+
+    async def changes(self) -> AsyncIterator[Sequence[Change]]:
+        while (said := await self._queue.get()) is not None:
+            if isinstance(said, Exception):
+                raise said
+            yield said
+
+
+class FakeMode:
+    """Holds what it was told to; ``failures`` are raised first, one an update."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, int, str], ServiceSpec] = {}
+        self.calls: list[tuple[list[str], list[str]]] = []
+        self.failures: list[Exception] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.entered = threading.Event()
+
+    def update(self, specs: Iterable[ServiceSpec], removed: Iterable[tuple[str, int, str]]) -> None:
+        specs, removed = list(specs), list(removed)
+        self.entered.set()
+        assert self.open.wait(DEADLINE)
+        self.calls.append(([spec.address for spec in specs], [key[0] for key in removed]))
+        if self.failures:
+            raise self.failures.pop(0)
+        self.held.update((spec.key, spec) for spec in specs)
+        for key in removed:
+            del self.held[key]
+
+
+def objects(*names: str, endpoint: str = "10.1.0.1", weights: str = "") -> tuple[Any, ...]:
+    """A Service and a slice of each name; ``web3`` is at 10.96.0.3."""
+    text = "---".join(
+        f"""
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, annotations: {{svcdp.io/weights: "{weights}"}}}}
+spec: {{clusterIP: 10.96.0.{name[-1]}, ports: [{{name: http, port: 80}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}
+addressType: IPv4
+ports: [{{name: http, port: 8080}}]
+endpoints:
+- {{addresses: [{endpoint}], nodeName: n1, targetRef: {{name: pod}}}}
+- {{addresses: [10.1.9.9], conditions: {{ready: false}}}}
+"""
+        for name in names
+    )
+    found = decode(text.encode())
+    assert not found.errors
+    return tuple(found.objects)
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(DEADLINE):
+            await test()
+
+    asyncio.run(bounded())
+
+
+def test_only_what_differs_is_sent() -> None:
+    async def test() -> None:
+        mode, source = FakeMode(), FakeSource()
+        async with Sync(mode, NodeContext()) as sync:
+            sync.follow(source)
+            source.say(Change(objects=objects("web1", "web2", "web3")))
+            await sync.ready()
+            assert mode.calls == [(["10.96.0.1", "10.96.0.2", "10.96.0.3"], [])]
+            assert sync.generation == 1
+
+            source.say(Change(objects=objects("web2", endpoint="10.1.0.2")))
+            assert await sync.wait(1) == 2
+            assert mode.calls[1:] == [(["10.96.0.2"], [])]
+
+            [gone, _] = objects("web3")
+            source.say(Change(deleted=(gone.key,)))
+            await sync.wait(2)
+            assert mode.calls[2:] == [([], ["10.96.0.3"])]
+
+            source.say(Change(objects=objects("web1")))
+            await sync.wait(3)
+            assert mode.calls[3:] == []
+            assert {key[0] for key in mode.held} == {"10.96.0.1", "10.96.0.2"}
+
+    run(test)
+
+
+def test_nothing_is_sent_before_every_source_was_listed() -> None:
+    async def test() -> None:
+        mode, first, second = FakeMode(), FakeSource("first"), FakeSource("second")
+        sync = Sync(mode, NodeContext())
+        sync.follow(first)
+        sync.follow(second)
+        async with sync:
+            first.say(Change(objects=objects("web1")))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(sync.ready(), 0.05)
+            assert mode.calls == []
+            second.say(Change(objects=objects("web2")))
+            await sync.ready()
+            assert mode.calls == [(["10.96.0.1", "10.96.0.2"], [])]
+
+            third = FakeSource("third")
+            sync.follow(third)
+            third.say(Change(objects=objects("web3")), None)
+            await sync.ready()
+            assert mode.calls[1:] == [(["10.96.0.3"], [])]
+
+    run(test)
+
+
+def test_what_arrives_during_an_update_is_one_batch() -> None:
+    async def test() -> None:
+        mode, source = FakeMode(), FakeSource()
+        async with Sync(mode, NodeContext()) as sync:
+            sync.follow(source)
+            mode.open.clear()
+            source.say(Change(objects=objects("web1")))
+            await asyncio.to_thread(mode.entered.wait, DEADLINE)
+            for name in ("web2", "web3", "web4"):
+                source.say(Change(objects=objects(name)))
+            while not source._queue.empty():
+                await asyncio.sleep(0)
+            mode.open.set()
+            await sync.wait(1)
+            assert mode.calls[1:] == [(["10.96.0.2", "10.96.0.3", "10.96.0.4"], [])]
+
+    run(test)
+
+
+def test_an_update_that_fails_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        mode, source = FakeMode(), FakeSource()
+        mode.failures = [ConfigError("no"), OSError("no room"), OSError("no room")]
+        async with Sync(mode, NodeContext(), retry=RETRY) as sync:
+            sync.follow(source)
+            source.say(Change(objects=objects("web1")))
+            await sync.ready()
+            assert len(mode.calls) == 4
+            assert len(mode.held) == 1
+            assert sync.problems == []
+
+            mode.failures = [OSError("no room")] * 3
+            source.say(Change(deleted=(objects("web1")[0].key,)))
+            while not sync.problems:
+                await asyncio.sleep(0.001)
+            assert "no room" in str(sync.problems[0])
+            source.say(Change(objects=objects("web2")))
+            await sync.wait(1)
+            assert {key[0] for key in mode.held} == {"10.96.0.2"}
+
+    with caplog.at_level(logging.INFO, "svcdp.sync"):
+        run(test)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [
+        "update failed, will be tried again: no",
+        "update failed, will be tried again: no room",
+        "update failed, will be tried again: no room",
+    ]
+
+
+def test_the_end_waits_for_the_update_that_runs_and_for_no_retry() -> None:
+    async def test() -> None:
+        mode, source = FakeMode(), FakeSource()
+        sync = Sync(mode, NodeContext(), retry=(1000.0, 1000.0))
+        sync.follow(source)
+        source.say(Change(objects=objects("web1")))
+        mode.failures = [OSError("no")]
+        async with sync:
+            while not sync.problems:
+                await asyncio.sleep(0.001)
+
+        mode, source = FakeMode(), FakeSource()
+        sync = Sync(mode, NodeContext())
+        sync.follow(source)
+        source.say(Change(objects=objects("web1")))
+        mode.open.clear()
+        async with sync:
+            await asyncio.to_thread(mode.entered.wait, DEADLINE)
+            asyncio.get_running_loop().call_later(0.05, mode.open.set)
+        assert len(mode.calls) == 1
+        with pytest.raises(ClosedError):
+            await sync.ready()
+
+    run(test)
+
+
+def test_a_source_that_fails_at_first() -> None:
+    async def test() -> None:
+        for failure in (SourceError("gone"), ValueError("a bug"), None):
+            source = FakeSource()
+            source.say(failure)
+            async with Sync(FakeMode(), NodeContext()) as sync:
+                sync.follow(source)
+                with pytest.raises(SourceError):
+                    await sync.ready()
+                assert len(sync.problems) == 1
+
+    run(test)
+
+
+def test_a_source_that_fails_later_is_asked_again() -> None:
+    async def test() -> None:
+        mode, source = FakeMode(), FakeSource()
+        async with Sync(mode, NodeContext(), retry=RETRY) as sync:
+            sync.follow(source)
+            source.say(Change(objects=objects("web1")), SourceError("gone"))
+            await sync.ready()
+            while not sync.problems:
+                await asyncio.sleep(0.001)
+            assert [str(problem) for problem in sync.problems] == ["gone"]
+            assert len(mode.held) == 1
+            source.say(Change(objects=objects("web2"), replace=True))
+            await sync.wait(1)
+            assert sync.problems == []
+            assert {key[0] for key in mode.held} == {"10.96.0.2"}
+
+    run(test)
+
+
+def test_problems_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        mode, source = FakeMode(), FakeSource()
+        async with Sync(mode, NodeContext()) as sync:
+            sync.follow(source)
+            bad = ManifestError("is wrong", file="a.yaml", line=3, field="$.spec")
+            source.errors = [bad]
+            source.say(Change(objects=objects("web1", weights="?")))
+            await sync.ready()
+            assert sync.problems[0] is bad
+            source.say_nothing_new()
+            await sync.wait(1)
+            source.errors = []
+            source.say_nothing_new()
+            await sync.wait(2)
+            assert len(mode.calls) == 1
+
+    with caplog.at_level(logging.INFO, "svcdp.sync"):
+        run(test)
+    first, second, third = [record.message for record in caplog.records]
+    assert first == "a.yaml:3: $.spec: is wrong"
+    assert second.startswith("Service default/web1: $.metadata.annotations['svcdp.io/weights']")
+    assert third == "no longer so: a.yaml:3: $.spec: is wrong"
+
+
+def test_what_there_is_can_be_read() -> None:
+    async def test() -> None:
+        source = FakeSource()
+        async with Sync(FakeMode(), NodeContext()) as sync:
+            sync.follow(source)
+            source.say(Change(objects=objects("web2", "web1")))
+            await sync.ready()
+            assert sync.counts == Counts(services=2, slices=2, endpoints=4, specs=2, problems=0)
+            first, second = sync.services()
+            assert [each.service.metadata.name for each in (first, second)] == ["web1", "web2"]
+            assert [spec.address for spec in first.specs] == ["10.96.0.1"]
+            assert (first.endpoints, first.endpoints_ready) == (2, 1)
+            assert sync.endpoints("elsewhere") == []
+            ready, other = sync.endpoints("default")[:2]
+            assert (ready.service, ready.address, ready.port) == ("web1", "10.1.0.1", 8080)
+            assert (ready.port_name, ready.protocol) == ("http", "tcp")
+            assert (ready.ready, ready.node, ready.target) == (True, "n1", "pod")
+            assert (other.address, other.ready) == ("10.1.9.9", False)
+
+    run(test)
+
+
+def test_outside_of_its_context_it_is_closed() -> None:
+    async def test() -> None:
+        with pytest.raises(ClosedError):
+            await Sync(FakeMode(), NodeContext()).ready()
+
+    run(test)
