@@ -16,41 +16,82 @@ Buffers in, rewritten buffers out: no daemon, no root, no threads, no logs confi
 
 import logging
 
-from svcdp._core.batch import PacketBatch as PacketBatch
-from svcdp._core.engine import Result as Result
-from svcdp._version import __version__ as __version__
-from svcdp.dataplane import Captures as Captures
-from svcdp.dataplane import Connection as Connection
-from svcdp.dataplane import Dataplane as Dataplane
-from svcdp.dataplane import DestinationStatus as DestinationStatus
-from svcdp.dataplane import Explanation as Explanation
-from svcdp.dataplane import PossibleDestination as PossibleDestination
-from svcdp.dataplane import ServiceStatus as ServiceStatus
-from svcdp.dataplane import Stats as Stats
-from svcdp.dataplane import Transaction as Transaction
-from svcdp.dataplane import VirtualService as VirtualService
-from svcdp.errors import CapacityError as CapacityError
-from svcdp.errors import ClosedError as ClosedError
-from svcdp.errors import ConfigError as ConfigError
-from svcdp.errors import ConflictError as ConflictError
-from svcdp.errors import FeatureUnavailable as FeatureUnavailable
-from svcdp.errors import ManifestError as ManifestError
-from svcdp.errors import MissingCapability as MissingCapability
-from svcdp.errors import NotFoundError as NotFoundError
-from svcdp.errors import PlatformError as PlatformError
-from svcdp.errors import RulesError as RulesError
-from svcdp.errors import SourceError as SourceError
-from svcdp.errors import SvcdpError as SvcdpError
-from svcdp.schedulers import register_scheduler as register_scheduler
-from svcdp.types import DestinationSpec as DestinationSpec
-from svcdp.types import Flow as Flow
-from svcdp.types import ForwardMethod as ForwardMethod
-from svcdp.types import Protocol as Protocol
-from svcdp.types import Reason as Reason
-from svcdp.types import ServiceSpec as ServiceSpec
-from svcdp.types import SourceRule as SourceRule
-from svcdp.types import Verdict as Verdict
+from svcdp._core.batch import PacketBatch
+from svcdp._core.engine import Result
+from svcdp._version import __version__
+from svcdp.dataplane import (
+    Captures,
+    Connection,
+    Dataplane,
+    DestinationStatus,
+    Explanation,
+    PossibleDestination,
+    ServiceStatus,
+    Stats,
+    Transaction,
+    VirtualService,
+)
+from svcdp.errors import (
+    CapacityError,
+    ClosedError,
+    ConfigError,
+    ConflictError,
+    FeatureUnavailable,
+    ManifestError,
+    MissingCapability,
+    NotFoundError,
+    PlatformError,
+    RulesError,
+    SourceError,
+    SvcdpError,
+)
+from svcdp.schedulers import register_scheduler
+from svcdp.types import (
+    DestinationSpec,
+    Flow,
+    ForwardMethod,
+    Protocol,
+    Reason,
+    ServiceSpec,
+    SourceRule,
+    Verdict,
+)
+
+__all__ = [
+    "CapacityError",
+    "Captures",
+    "ClosedError",
+    "ConfigError",
+    "ConflictError",
+    "Connection",
+    "Dataplane",
+    "DestinationSpec",
+    "DestinationStatus",
+    "Explanation",
+    "FeatureUnavailable",
+    "Flow",
+    "ForwardMethod",
+    "ManifestError",
+    "MissingCapability",
+    "NotFoundError",
+    "PacketBatch",
+    "PlatformError",
+    "PossibleDestination",
+    "Protocol",
+    "Reason",
+    "Result",
+    "RulesError",
+    "ServiceSpec",
+    "ServiceStatus",
+    "SourceError",
+    "SourceRule",
+    "Stats",
+    "SvcdpError",
+    "Transaction",
+    "Verdict",
+    "VirtualService",
+    "__version__",
+    "register_scheduler",
+]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
-
-
