@@ -107,6 +107,8 @@ class Sync:
 
         Where two sources have the same object, the one followed first counts.
         """
+        if self._stop.is_set():
+            raise ClosedError("this Sync has ended")
         followed = _Followed(source, rank=len(self._followed))
         self._followed.append(followed)
         if self._worker is not None:
@@ -131,7 +133,8 @@ class Sync:
             task.cancel()
         assert self._worker is not None
         await asyncio.gather(*tasks, self._worker, return_exceptions=True)
-        await self._notify()
+        if error is None:
+            self._worker.result()  # raises what ended it, if that was an error
 
     async def ready(self) -> None:
         """Until the first full list of every source is in force.

@@ -304,9 +304,31 @@ def test_what_there_is_can_be_read() -> None:
     run(test)
 
 
+def test_an_error_of_its_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def test() -> None:
+        source = FakeSource()
+        async with Sync(FakeMode(), NodeContext()) as sync:
+            sync.follow(source)
+            monkeypatch.setattr(sync._tracker, "apply", broken)
+            source.say(Change(objects=objects("web1")))
+            with pytest.raises(ZeroDivisionError):
+                await sync.ready()
+
+    with pytest.raises(ZeroDivisionError):
+        run(test)
+
+
 def test_outside_of_its_context_it_is_closed() -> None:
     async def test() -> None:
+        sync = Sync(FakeMode(), NodeContext())
         with pytest.raises(ClosedError):
-            await Sync(FakeMode(), NodeContext()).ready()
+            await sync.ready()
+        async with sync:
+            pass
+        with pytest.raises(ClosedError):
+            sync.follow(FakeSource())
 
     run(test)
