@@ -36,16 +36,22 @@ class ManifestSource:
 
     A file with an error in it counts as it was before; a file that is gone takes its objects
     with it. The folder is watched, not its files: so a ConfigMap volume, which swaps a
-    symbolic link, is followed. ``rescan`` is the time in seconds between looks for which no
+    symbolic link, is followed. ``interval`` is the time in seconds between looks for which no
     event is needed, for file systems that have none.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], name: str = "", *, rescan: float = 5.0):
+    def __init__(self, folder: str | os.PathLike[str], name: str = "", *, interval: float = 5.0):
         self.folder = Path(folder)
         self.name = name or str(folder)
-        self._rescan = rescan
+        self._interval = interval
         self._files: dict[str, _File] = {}
         self._lost: SourceError | None = None
+        self._again: asyncio.Event | None = None  # set: look now
+
+    def rescan(self) -> None:
+        """Have :meth:`changes` look now, without an event. For the event loop's thread."""
+        if self._again is not None:
+            self._again.set()
 
     @property
     def errors(self) -> tuple[ManifestError | SourceError, ...]:
@@ -57,7 +63,7 @@ class ManifestSource:
     def ignored(self) -> Counter[str]:
         """How many objects of other kinds the files hold: ``{"apps/v1 Deployment": 2}``."""
         total: Counter[str] = Counter()
-        for file in self._files.values():
+        for file in list(self._files.values()):  # a scan may run in another thread
             total += file.ignored or Counter()
         return total
 
@@ -90,8 +96,8 @@ class ManifestSource:
                 async with aclosing(self._events()) as events:
                     async for written in events:
                         before = self.errors
-                        self._lost = None
                         changes = await asyncio.to_thread(self.scan, written)
+                        self._lost = None
                         if changes or self.errors != before or not started:
                             started = True
                             yield changes
@@ -99,28 +105,31 @@ class ManifestSource:
                 lost = error if isinstance(error, SourceError) else self._unreadable(error)
                 if not started:
                     raise lost from error
-                self._lost = lost
-                yield []
-                await asyncio.sleep(self._rescan)
+                if str(lost) != str(self._lost):
+                    self._lost = lost
+                    yield []
+                await asyncio.sleep(self._interval)
 
     async def _events(self) -> AsyncGenerator[frozenset[str], None]:
         """Names of files that were written; the first and many others are empty.
 
         Whatever is written after the first was yielded is in a later one. Ends when the path
-        is another folder than it was.
+        is another folder than it was, and for a rescan.
         """
         from watchfiles import awatch
 
         folder = os.stat(self.folder)
+        self._again = asyncio.Event()
         watch = awatch(
             self.folder,
             watch_filter=None,
             recursive=False,
-            rust_timeout=round(self._rescan * 1000),
+            rust_timeout=round(self._interval * 1000),
             yield_on_timeout=True,
+            stop_event=self._again,
         )
         async with aclosing(watch):
-            first = asyncio.ensure_future(anext(watch))
+            first = asyncio.ensure_future(anext(watch, None))
             try:
                 await asyncio.sleep(0)  # runs it to its first await: the watch is set up
                 yield frozenset()
@@ -129,9 +138,9 @@ class ManifestSource:
                 first.cancel()
                 with suppress(asyncio.CancelledError, OSError):
                     await first
-            while os.path.samestat(folder, os.stat(self.folder)):
+            while events is not None and os.path.samestat(folder, os.stat(self.folder)):
                 yield frozenset(os.path.basename(path) for _, path in events)
-                events = await anext(watch)
+                events = await anext(watch, None)
 
     def _list(self) -> dict[str, tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {}

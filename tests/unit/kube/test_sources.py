@@ -146,11 +146,33 @@ def test_a_config_map_volume_is_followed(tmp_path: Path) -> None:
     asyncio.run(follow())
 
 
+def test_a_rescan_needs_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(*_: object, stop_event: asyncio.Event, **__: object) -> AsyncIterator[None]:
+        """A file system that has no events."""
+        await stop_event.wait()
+        for event in ():
+            yield event
+
+    monkeypatch.setattr("watchfiles.awatch", silent)
+    source = ManifestSource(tmp_path)
+
+    async def follow() -> None:
+        async with following(source) as following_batch:
+            for name in ("one", "two"):
+                (tmp_path / f"{name}.yaml").write_text(SERVICE % name)
+                batch = asyncio.ensure_future(following_batch())
+                await asyncio.sleep(0)
+                source.rescan()
+                assert names(await batch) == {f"{name}.yaml": [name]}
+
+    asyncio.run(follow())
+
+
 def test_a_folder_that_goes_and_comes_back(tmp_path: Path) -> None:
     folder, away = tmp_path / "manifests", tmp_path / "away"
     folder.mkdir()
     (folder / "web.yaml").write_text(SERVICE % "web")
-    source = ManifestSource(folder, rescan=0.05)
+    source = ManifestSource(folder, interval=0.05)
 
     async def follow() -> None:
         async with following(source) as following_batch:
