@@ -1,0 +1,63 @@
+"""The Python in the documents runs: each file from top to bottom, in one namespace.
+
+A block after ``<!-- not run: reason -->`` is compiled only.
+"""
+
+from __future__ import annotations
+
+import doctest
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from svcdp import schedulers
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n+)?^```(python|pycon)\n(.*?)^```$", re.M | re.S)
+
+
+class Block(NamedTuple):
+    line: int
+    language: str
+    code: str
+    runs: bool
+
+
+def blocks(path: Path) -> Iterator[Block]:
+    text = path.read_text()
+    for match in BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start(3))
+        yield Block(line, match[2], match[3], not match[1])
+
+
+@pytest.fixture
+def _own_schedulers() -> Iterator[None]:
+    before = dict(schedulers._registered)
+    yield
+    schedulers._registered.clear()
+    schedulers._registered.update(before)
+
+
+@pytest.mark.usefixtures("_own_schedulers")
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_python_in_documents(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    parser = doctest.DocTestParser()
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for block in blocks(path):
+        if block.language == "pycon":
+            test = parser.get_doctest(block.code, namespace, path.name, str(path), block.line)
+            report: list[str] = []
+            runner.run(test, out=report.append, clear_globs=False)
+            namespace = test.globs
+            assert not report, "".join(report)
+        else:
+            code = compile("\n" * block.line + block.code, str(path), "exec")
+            if block.runs:
+                exec(code, namespace)

@@ -1,0 +1,158 @@
+"""Who may import whom, and what the packet core must not know."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "svcdp"
+CYTHON = ROOT / "pyx" / "svcdp"
+
+PLAIN = {"types", "errors", "abc"}
+L2 = PLAIN | {"_core", "_io", "dataplane", "schedulers"}
+L3 = L2 | {"io", "rules", "modes"}
+L4 = L3 | {"kube", "sync"}
+EVERYTHING = L4 | {"node", "lab", "cli", "_version"}
+
+# Each part, and what of svcdp it may import besides itself.
+MAY_IMPORT = {
+    "_version": set(),
+    "types": set(),
+    "errors": set(),
+    "abc": {"types", "errors"},
+    "_core": {"types"},
+    "_io": {"_core", "types", "errors"},
+    "schedulers": PLAIN,
+    "dataplane": PLAIN | {"_core", "schedulers"},
+    "io": L2,
+    "rules": L2,
+    "modes": L3,
+    "kube": PLAIN,
+    "sync": L2 | {"kube"},
+    "lab": L4 | {"_version"},
+    "node": L4 | {"_version"},
+    "cli": EVERYTHING,
+    "__init__": L2 | {"_version"},
+    "__main__": {"cli"},
+}
+
+# What `import svcdp` loads must do with the standard library.
+STDLIB_ONLY = {
+    "types",
+    "errors",
+    "abc",
+    "_core",
+    "_io",
+    "schedulers",
+    "dataplane",
+    "io",
+    "__init__",
+}
+
+# svcdp.kube knows neither packets nor the kernel: it runs on any operating system.
+NOT_IN_KUBE = {"struct", "fcntl", "subprocess", "ctypes", "select", "signal"}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Modules that a file needs when it runs, those of functions included."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body.clear()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            if node.module == "svcdp":
+                yield from (f"svcdp.{name.name}" for name in node.names)
+            else:
+                yield node.module or ""
+
+
+def cimports(path: Path) -> Iterator[str]:
+    yield from re.findall(r"^\s*(?:from|cimport|import) (svcdp[\w.]*)", path.read_text(), re.M)
+
+
+def code_of(path: Path) -> str:
+    """A Cython file without comments and docstrings."""
+    text = re.sub(r'"""(?:.|\n)*?"""', "", path.read_text())
+    return re.sub(r"#.*", "", text)
+
+
+def cython_files(*patterns: str) -> list[Path]:
+    return sorted(path for pattern in patterns for path in CYTHON.glob(pattern))
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=shown)
+def test_python_imports_stay_in_their_layer(path: Path) -> None:
+    part = part_of(path)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    distributions = extras["optional-dependencies"]["node"]
+    third_party = {re.split(r"\W", name)[0].lower() for name in distributions}
+    for module in imports(path):
+        top, _, rest = module.partition(".")
+        if top == "svcdp":
+            # `import svcdp` is for whoever may use the public dataplane.
+            target = rest.partition(".")[0] or "dataplane"
+            if target not in (p.stem for p in PACKAGE.iterdir()):
+                target = "dataplane"
+            assert target == part or target in MAY_IMPORT[part], f"{part} imports {module}"
+        elif top not in sys.stdlib_module_names:
+            name = {"yaml": "pyyaml"}.get(top, top)
+            assert part not in STDLIB_ONLY, f"{part} needs the standard library only, not {module}"
+            assert name in third_party, f"{module} is no dependency of svcdp[node]"
+        elif part == "kube":
+            assert top not in NOT_IN_KUBE, f"kube knows no kernel: {module}"
+
+
+@pytest.mark.parametrize("path", cython_files("**/*.pxd", "**/*.pyx"), ids=shown)
+def test_cython_imports_stay_in_their_layer(path: Path) -> None:
+    part = path.relative_to(CYTHON).parts[0]
+    for module in cimports(path):
+        target = module.split(".")[1]
+        assert target == part or target in MAY_IMPORT[part], f"{part} imports {module}"
+
+
+@pytest.mark.parametrize("path", cython_files("_core/*"), ids=shown)
+def test_the_core_knows_packets_only(path: Path) -> None:
+    if path.suffix not in (".pxd", ".pyx"):
+        return
+    text = path.read_text()
+    foreign = r"kube|endpoint ?slice|cluster ?ip|node ?port|\bpods?\b|nfqueue|netlink"
+    assert not re.findall(foreign, text, re.I)
+    # Time is an argument, and packets come in memory.
+    assert not re.findall(
+        r"\b(?:time|socket|os|random|threading)\b(?= import| cimport)|^import (?:time|socket|os)\b"
+        r"|<time\.h>|<sys/socket\.h>|clock_gettime|gettimeofday|rdtsc",
+        code_of(path),
+        re.M,
+    )
+
+
+@pytest.mark.parametrize("path", cython_files("**/*.pxd"), ids=shown)
+def test_what_runs_per_packet_needs_no_interpreter(path: Path) -> None:
+    for signature in re.findall(r"^cdef inline .*?:$", code_of(path), re.M | re.S):
+        assert signature.endswith("noexcept nogil:"), signature
+
+
+@pytest.mark.parametrize("path", cython_files("**/*.pxd", "**/*.pyx"), ids=shown)
+def test_the_gil_has_one_border(path: Path) -> None:
+    if path.name == "engine.pyx" or (path.parent.name == "_io" and path.suffix == ".pyx"):
+        return
+    assert not re.findall(r"\bwith (?:no)?gil\b", code_of(path))
