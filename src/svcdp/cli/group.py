@@ -31,10 +31,10 @@ class _Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_SUMMARIES)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in _SUMMARIES:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _SUMMARIES:
             return None
-        command: click.Command = importlib.import_module(f"svcdp.cli.{name}").command
+        command: click.Command = importlib.import_module(f"svcdp.cli.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -64,8 +64,8 @@ class NfqueueMode:
         Raises :class:`svcdp.RulesError`; then nothing is captured.
         """
         with self._lock:
-            self._apply(self._dataplane.captures())
             self._installed = True
+            self._apply(self._dataplane.captures())
 
     def update(self, specs: Iterable[ServiceSpec], removed: Iterable[tuple[str, int, str]]) -> None:
         """Serve ``specs`` as they are now, and ``removed`` no more.
@@ -98,10 +98,11 @@ class NfqueueMode:
             self._leaving = draining != _NOTHING
 
     def close(self) -> None:
-        """Remove the rules: from here on packets take their way without svcdp."""
+        """Remove what was installed: from here on packets take their way without svcdp."""
         with self._lock:
-            self._installed = False
-            self._backend.remove()
+            if self._installed:
+                self._installed = False
+                self._backend.remove()
 
     def _grow(self, wanted: Captures) -> None:
         self._leaving = True

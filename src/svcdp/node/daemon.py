@@ -25,7 +25,7 @@ from svcdp.node.admin import AdminServer, Handler
 from svcdp.node.capture import capture_plan, choose_backend
 from svcdp.node.config import NodeConfig, settings
 from svcdp.node.context import node_context
-from svcdp.node.network import discover_addresses, enter_netns
+from svcdp.node.network import claim_netns, discover_addresses, enter_netns
 from svcdp.node.systemd import notify, watchdog_interval
 from svcdp.sync import Sync
 
@@ -99,6 +99,7 @@ class _Daemon:
             log.warning("this node has no addresses: no node ports, no masquerading")
         backend = await asyncio.to_thread(choose_backend, config)
         async with contextlib.AsyncExitStack() as undo:
+            undo.enter_context(claim_netns())
             undo.callback(self._workers.stop)
             self._workers.start()
             mode = NfqueueMode(self._dataplane, backend, capture_plan(config, addresses))
@@ -139,7 +140,7 @@ class _Daemon:
             await asyncio.sleep(0.1)
 
     def _received(self) -> int:
-        return sum(queue.received for queue in self._workers.stats())
+        return sum(queue.received for queue in self._workers.stats().values())
 
     async def _attend(self, sync: Sync, mode: NfqueueMode) -> None:
         """Housekeeping, until cancelled or until a worker dies."""

@@ -6,11 +6,12 @@ import ctypes
 import errno
 import ipaddress
 import os
+import socket
 
-from svcdp.errors import ConfigError, MissingCapability
+from svcdp.errors import ConfigError, ConflictError, MissingCapability
 from svcdp.node.values import Address
 
-__all__ = ["discover_addresses", "enter_netns"]
+__all__ = ["claim_netns", "discover_addresses", "enter_netns"]
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 IFA_F_DEPRECATED = 0x20  # linux/if_addr.h
@@ -38,6 +39,23 @@ def enter_netns(netns: str) -> None:
     if code == errno.EPERM:
         raise MissingCapability(code, f"entering {path} needs CAP_SYS_ADMIN: run as root")
     raise ConfigError(f"netns: {path} is no network namespace: {os.strerror(code)}")
+
+
+def claim_netns() -> socket.socket:
+    """Be the one daemon of this network namespace until the returned socket is closed.
+
+    :class:`svcdp.ConflictError` where there is one already: two would fight over the rules.
+    Abstract addresses belong to a namespace, and the kernel frees them after a crash.
+    """
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        claim.bind("\0svcdp-node-daemon")
+    except OSError:
+        claim.close()
+        raise ConflictError(
+            "another svcdp serves this network namespace: stop it, or set netns"
+        ) from None
+    return claim
 
 
 def discover_addresses() -> tuple[Address, ...]:

@@ -1,6 +1,6 @@
 """``python -m svcdp.cli._demo.client``: asks servers, and counts who answered.
 
-Takes one JSON job on stdin, ``{"mode": "requests"|"load", ...}``, and prints one JSON result.
+The first line of stdin is the job, as JSON; a line of JSON on stdout is the result.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 __all__ = ["main"]
 
-TIMEOUT = 5.0  # seconds; longer than a lost SYN needs to be sent again
+TIMEOUT = 5.0  # seconds; enough for a lost SYN to be sent again, twice
+PAUSE = 0.02  # seconds between two requests on a connection that stays
 
 
 def ask_http(address: str, port: int) -> str:
@@ -45,76 +46,96 @@ def ask_udp(address: str, port: int) -> str:
 
 
 def requests(job: dict[str, Any]) -> dict[str, Any]:
-    """``count`` requests one after the other."""
-    ask = ask_udp if job["protocol"] == "udp" else ask_http
+    """``count`` requests to ``address``, one after the other."""
+    ask = ask_udp if job["protocol"] == "UDP" else ask_http
     served: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     for _ in range(job["count"]):
         try:
             served[ask(job["address"], job["port"])] += 1
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             errors[str(error)] += 1
     return {"served": served, "failed": errors.total(), "errors": errors}
 
 
-def load(job: dict[str, Any]) -> dict[str, Any]:
-    """New connections without pause, and others that stay, until stdin ends.
+class Load:
+    """Requests without pause over new connections, and others over connections that stay.
 
-    A connection that stays is *lost* when a request on it fails, *moved* when another
-    server than before answers.
+    A request counts for the phase in which it began. A connection that stays is *lost* when
+    a request on it fails, and *moved* when another server than before answers.
     """
-    stop = threading.Event()
-    lock = threading.Lock()
-    served: Counter[str] = Counter()
-    errors: Counter[str] = Counter()
-    counts = Counter(lost=0, moved=0, kept_requests=0)
 
-    def fresh() -> None:
-        while not stop.is_set():
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._served: list[Counter[str]] = [Counter()]
+        self._errors: Counter[str] = Counter()
+        self._kept = Counter(connections=0, requests=0, lost=0, moved=0)
+
+    def fresh(self, address: str, port: int) -> None:
+        """Ask over new connections."""
+        while not self._stop.is_set():
+            served = self._served[-1]
             try:
-                name = ask_http(job["address"], job["port"])
+                name = ask_http(address, port)
             except (OSError, http.client.HTTPException) as error:
-                with lock:
-                    errors[str(error)] += 1
+                with self._lock:
+                    self._errors[str(error)] += 1
             else:
-                with lock:
+                with self._lock:
                     served[name] += 1
 
-    def kept() -> None:
-        connection = http.client.HTTPConnection(job["address"], job["port"], timeout=TIMEOUT)
-        connection.auto_open = 0  # a lost connection is lost
+    def kept(self, address: str, port: int) -> None:
+        """Ask over one connection."""
+        connection = http.client.HTTPConnection(address, port, timeout=TIMEOUT)
+        connection.auto_open = 0  # it is not opened again: lost is lost
+        with self._lock:
+            self._kept["connections"] += 1
         try:
             connection.connect()
             first = ask_again(connection)
-            while not stop.wait(0.02):
+            while not self._stop.wait(PAUSE):
                 name = ask_again(connection)
-                with lock:
-                    counts["kept_requests"] += 1
-                    counts["moved"] += name != first
+                with self._lock:
+                    self._kept["requests"] += 1
+                    self._kept["moved"] += name != first
         except (OSError, http.client.HTTPException) as error:
-            with lock:
-                counts["lost"] += 1
-                errors[f"kept connection: {error}"] += 1
+            with self._lock:
+                self._kept["lost"] += 1
+                self._errors[f"lost: {error}"] += 1
         finally:
             connection.close()
 
-    targets: list[Callable[[], None]] = [fresh] * job["fresh"] + [kept] * job["kept"]
-    threads = [threading.Thread(target=target) for target in targets]
-    for thread in threads:
-        thread.start()
-    print("ready", flush=True)
-    sys.stdin.read()
-    stop.set()
-    for thread in threads:
-        thread.join()
-    failed = errors.total() - counts["lost"]
-    return {"served": served, "failed": failed, "errors": errors, "kept": job["kept"], **counts}
+    def run(self, targets: list[tuple[str, int]], kept: int) -> dict[str, Any]:
+        """Until stdin ends; each line of it begins a new phase."""
+        calls: list[tuple[Callable[[str, int], None], str, int]] = []
+        for address, port in targets:
+            calls += [(self.fresh, address, port)] + [(self.kept, address, port)] * kept
+        threads = [threading.Thread(target=call, args=(a, p)) for call, a, p in calls]
+        for thread in threads:
+            thread.start()
+        for _ in sys.stdin:
+            self._served.append(Counter())
+        self._stop.set()
+        for thread in threads:
+            thread.join()
+        failed = self._errors.total() - self._kept["lost"]
+        return {
+            "phases": self._served,
+            "failed": failed,
+            "errors": self._errors,
+            "kept": self._kept,
+        }
 
 
 def main() -> None:
-    """Do the job of the first line of stdin."""
+    """Do the job."""
     job = json.loads(sys.stdin.readline())
-    result = load(job) if job["mode"] == "load" else requests(job)
+    result: Any
+    if "targets" in job:
+        result = Load().run(job["targets"], job["kept"])
+    else:
+        result = [requests(each) for each in job["requests"]]
     print(json.dumps(result), flush=True)
 
 

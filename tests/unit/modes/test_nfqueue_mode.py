@@ -170,6 +170,12 @@ def test_a_refused_spec_leaves_the_services_as_they_were(bench: Bench) -> None:
     assert bench.kernel.held == bench.dataplane.captures()
 
 
+def test_close_leaves_alone_what_it_did_not_install(bench: Bench) -> None:
+    bench.mode.update([WEB], [])
+    bench.mode.close()
+    assert bench.kernel.calls == []
+
+
 def test_close_removes_the_rules_and_keeps_serving(bench: Bench) -> None:
     bench.mode.update([WEB], [])
     bench.mode.install()

@@ -1,0 +1,174 @@
+"""What the demo does on its stage, step by step."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from typing import Any
+
+from svcdp.cli._demo.daemon import RunningDaemon, running_daemon
+from svcdp.cli._demo.manifests import ECHO, PORT, WEB, Backend, Served, write
+from svcdp.cli._demo.report import PathResult, PhaseResult, Report
+from svcdp.cli._demo.stage import Place, Stage, traces
+from svcdp.errors import SvcdpError
+
+__all__ = ["play"]
+
+REQUESTS = 20  # to each address
+PHASE_TIME = 1.0  # seconds of load between two changes
+FORCE_TIME = 10.0  # seconds in which a change must be in force
+KEPT = 4  # connections that stay, to each address under load
+
+Note = Callable[[str], None]
+
+
+def play(stage: Stage, folder: Path, note: Note) -> Report:
+    """Do all of it. What goes wrong is in the report, or a :class:`svcdp.SvcdpError`."""
+    report = Report()
+    (folder / "manifests").mkdir()
+    write(folder / "manifests", stage.backends[:2])
+    before = traces(stage.node)
+    with ExitStack() as stack:
+        for place, backend in zip(stage.servers, stage.backends, strict=True):
+            _start_server(stack, place, backend)
+        note("starting svcdp run in the node's namespace")
+        daemon = stack.enter_context(
+            running_daemon(stage.node.popen, folder, *stage.daemon_arguments)
+        )
+        for source in (stage.client, stage.node):
+            note(f"asking for everything from the {source.name}")
+            report.paths += _ask_everything(source, stage.node_addresses)
+        note("changing the endpoints under load")
+        _change_under_load(stage, daemon, folder / "manifests", report)
+        report.queues = daemon.get("queues")
+        report.exit_status = daemon.stop()
+    report.left_behind = sorted(traces(stage.node) - before)
+    return report
+
+
+def _program(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"svcdp.cli._demo.{name}", *arguments]
+
+
+def _start_server(stack: ExitStack, place: Place, backend: Backend) -> None:
+    command = _program("server", backend.name, str(PORT))
+    process = stack.enter_context(place.popen(command, stdout=PIPE, stderr=DEVNULL))
+    stack.callback(process.kill)
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        raise SvcdpError(f"server {backend.name} did not start")
+
+
+def _ask_everything(source: Place, node_addresses: Sequence[str]) -> list[PathResult]:
+    """Every Service by its cluster IPs and by its node port on the node's addresses."""
+    asked = []
+    for served in (WEB, ECHO):
+        for target, addresses, port in (
+            ("ClusterIP", served.cluster_ips, served.port),
+            ("NodePort", node_addresses, served.node_port),
+        ):
+            asked += [(served, target, address, port) for address in addresses]
+    jobs = [
+        {"protocol": served.protocol, "address": address, "port": port, "count": REQUESTS}
+        for served, _, address, port in asked
+    ]
+    answers = _run_client(source, {"requests": jobs})
+    return [
+        PathResult(
+            source.name,
+            f"{target} {served.name}",
+            served.protocol,
+            address,
+            port,
+            answer["served"],
+            answer["failed"],
+        )
+        for (served, target, address, port), answer in zip(asked, answers, strict=True)
+    ]
+
+
+def _run_client(source: Place, job: Mapping[str, Any]) -> Any:
+    with source.popen(_program("client"), stdin=PIPE, stdout=PIPE) as process:
+        out, _ = process.communicate(json.dumps(job) + "\n")
+        return _result(process, out)
+
+
+def _result(process: subprocess.Popen[str], out: str) -> Any:
+    if process.returncode:
+        raise SvcdpError("a client of the demo failed; its error is above")
+    return json.loads(out)
+
+
+def _change_under_load(
+    stage: Stage, daemon: RunningDaemon, manifests: Path, report: Report
+) -> None:
+    """Add an endpoint, give one the weight 0, remove one, while clients ask without pause."""
+    first, second, third = stage.backends
+    everybody = [first, second, third]
+    targets = [(address, WEB.port) for address in WEB.cluster_ips]
+    targets += [(address, WEB.node_port) for address in stage.node_addresses]
+    steps: list[tuple[str, list[Backend], dict[Backend, int], list[Backend]]] = [
+        (f"{third.name} added", everybody, {}, everybody),
+        (f"{first.name} has weight 0", everybody, {first: 0}, [second, third]),
+        (f"{second.name} removed", [first, third], {first: 0}, [third]),
+        (f"{second.name} is back", everybody, {first: 0}, [second, third]),
+    ]
+    changes = [(f"{first.name} and {second.name}", [first, second])]
+    with stage.client.popen(_program("client"), stdin=PIPE, stdout=PIPE) as load:
+        try:
+            assert load.stdin is not None
+            load.stdin.write(json.dumps({"targets": targets, "kept": KEPT}) + "\n")
+            load.stdin.flush()
+            time.sleep(PHASE_TIME)
+            for change, backends, weights, expected in steps:
+                _begin_phase(load)
+                write(manifests, backends, weights)
+                _wait_in_force(daemon, WEB, backends, weights)
+                _begin_phase(load)
+                changes.append((change, expected))
+                time.sleep(PHASE_TIME)
+            out, _ = load.communicate()
+        except BaseException:
+            load.kill()
+            raise
+        result = _result(load, out)
+    # Every second phase is that of a change: whoever was or will be there may answer.
+    report.load = {key: result[key] for key in ("failed", "errors", "kept")}
+    report.load["changing"] = sum(sum(served.values()) for served in result["phases"][1::2])
+    report.phases = [
+        PhaseResult(change, served, [backend.name for backend in expected])
+        for (change, expected), served in zip(changes, result["phases"][::2], strict=True)
+    ]
+
+
+def _begin_phase(load: subprocess.Popen[str]) -> None:
+    assert load.stdin is not None
+    load.stdin.write("\n")
+    load.stdin.flush()
+
+
+def _wait_in_force(
+    daemon: RunningDaemon,
+    served: Served,
+    backends: Sequence[Backend],
+    weights: Mapping[Backend, int],
+) -> None:
+    """Until the daemon's dataplane has these endpoints."""
+    wanted = {(a, weights.get(b, 1)) for b in backends for a in (b.ipv4, b.ipv6)}
+    deadline = time.monotonic() + FORCE_TIME
+    while time.monotonic() < deadline:
+        found = {
+            (item["address"], item["weight"])
+            for item in daemon.get("endpoints")
+            if item["service"].partition(":")[0] == served.name
+        }
+        if found == wanted:
+            return
+        time.sleep(0.05)
+    raise SvcdpError(f"a change was not in force after {FORCE_TIME:.0f} s")
