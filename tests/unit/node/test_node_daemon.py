@@ -179,10 +179,9 @@ def test_it_follows_the_manifests(stage: Stage, monkeypatch: pytest.MonkeyPatch)
             assert service["clusterIPs"] == ["10.96.0.10"]
             stage.serve("10.96.0.11")
             os.kill(os.getpid(), signal.SIGHUP)
-            while (
-                not (items := list(client.get("endpoints"))) or items[0]["virtual"] != "10.96.0.11"
-            ):
-                pass
+            deadline = time.monotonic() + 10
+            while [item["virtual"] for item in client.get("endpoints")] != ["10.96.0.11"]:
+                assert time.monotonic() < deadline
 
     run_with(stage, monkeypatch, script)
     assert stage.events[:3] == ["bind", "apply 10.96.0.10", "add 10.96.0.11"]
