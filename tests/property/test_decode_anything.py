@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svcdp.errors import ManifestError
 from svcdp.kube import NodeContext, decode, resolve
+from svcdp.kube._yaml import documents
 
 NODE = NodeContext(name="n1", addresses=["192.0.2.1"])
 WORDS = st.sampled_from(
@@ -71,3 +73,11 @@ def test_values(head: tuple[str, str], body: dict[str, Any], metadata: Any, spec
         assert from_json.errors
     else:
         assert specs == resolve(from_json.objects, NODE)
+
+
+@given(st.lists(VALUES, max_size=3), st.booleans())
+@settings(deadline=None)
+def test_yaml_is_what_pyyaml_says(values: list[Any], flow: bool) -> None:
+    shared = [*values, values, {"k": values}]  # PyYAML writes this with aliases
+    text = yaml.safe_dump_all([*values, shared], default_flow_style=flow).encode()
+    assert list(documents(text)) == list(yaml.safe_load_all(text))

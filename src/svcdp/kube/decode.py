@@ -10,20 +10,20 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import msgspec
 import yaml
 
 from svcdp.errors import ManifestError
-from svcdp.kube._yaml import Loader, line_of
+from svcdp.kube._yaml import Lines, documents
 from svcdp.kube.model import EndpointSlice, Object, ObjectKey, Service, family_of, parse_address
 
 __all__ = ["Decoded", "decode", "decode_value"]
 
 _Kind = tuple[str, str]
-_Lines = Callable[[str], int]  # field path -> line
+_LineOf = Callable[[str], int]  # field path -> line
 
 _SERVICE: _Kind = ("v1", "Service")
 _SLICE: _Kind = ("discovery.k8s.io/v1", "EndpointSlice")
@@ -85,11 +85,11 @@ class _Decoder:
         self._seen: set[ObjectKey] = set()
 
     def yaml(self, data: bytes) -> None:
+        lines = Lines(data)
         try:
-            loader = Loader(data)
-            for node, value in loader.documents():
+            for index, value in enumerate(documents(data)):
                 if value is not None:
-                    self.document(value, partial(line_of, node))
+                    self.document(value, partial(lines.line, index))
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             self.error(f"not YAML: {error.problem}", mark.line + 1 if mark else 1)
@@ -105,20 +105,9 @@ class _Decoder:
             self.error(f"not JSON: {error}", data.count(b"\n", 0, end) + 1)
             return
 
-        @cache
-        def root() -> yaml.Node | None:
-            try:  # JSON is YAML, or near enough to it to find a line
-                return yaml.compose(data, Loader=Loader)
-            except yaml.YAMLError:
-                return None
+        self.document(value, partial(Lines(data).line, 0))  # JSON is YAML, nearly
 
-        def lines(path: str) -> int:
-            node = root()
-            return line_of(node, path) if node else 1
-
-        self.document(value, lines)
-
-    def document(self, value: object, lines: _Lines) -> None:
+    def document(self, value: object, lines: _LineOf) -> None:
         kind = self._kind_of(value, "$", lines)
         if kind is None:
             return
@@ -136,7 +125,7 @@ class _Decoder:
             if item_kind is not None:
                 self._object(item, item_kind, path, lines)
 
-    def _kind_of(self, value: object, path: str, lines: _Lines) -> _Kind | None:
+    def _kind_of(self, value: object, path: str, lines: _LineOf) -> _Kind | None:
         if not isinstance(value, dict):
             self.error("Expected `object`", lines(path), path)
             return None
@@ -146,7 +135,7 @@ class _Decoder:
                 return None
         return value["apiVersion"], value["kind"]
 
-    def _object(self, value: object, kind: _Kind, path: str, lines: _Lines) -> None:
+    def _object(self, value: object, kind: _Kind, path: str, lines: _LineOf) -> None:
         record = _TYPES.get(kind)
         if record is None:
             self.result.ignored[" ".join(kind)] += 1
