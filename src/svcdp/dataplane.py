@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
-import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from types import TracebackType
+from dataclasses import replace
 from typing import Any
 
 from svcdp import schedulers
@@ -18,15 +15,18 @@ from svcdp._core.engine import STATES, Core
 from svcdp._core.engine import Destination as Handle
 from svcdp.abc import Scheduler
 from svcdp.errors import CapacityError, ConfigError, ConflictError, NotFoundError
-from svcdp.types import (
-    DestinationSpec,
-    Flow,
-    Protocol,
-    Reason,
-    ServiceSpec,
-    SourceRule,
-    Verdict,
+from svcdp.explain import (
+    Explanation,
+    PossibleDestination,
+    explain_known,
+    explain_new,
+    normal_flow,
+    parse_flow,
 )
+from svcdp.records import Endpoint, Key, check_key, compile_service
+from svcdp.status import Captures, Connection, DestinationStatus, ServiceStatus, Stats
+from svcdp.transaction import Installed, Transaction, VirtualService
+from svcdp.types import Flow, Protocol, ServiceSpec
 
 __all__ = [
     "Captures",
@@ -41,14 +41,7 @@ __all__ = [
     "VirtualService",
 ]
 
-logger = logging.getLogger(__name__)
-
-Key = tuple[str, int, str]
-Endpoint = tuple[str, int]
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
 CONNECTIONS_MAX = 1 << 28
-WEIGHT_MAX = (1 << 31) - 1
 #: Records that one step of `connections()` or `sweep()` looks at while it holds the GIL.
 STEP = 4096
 
@@ -68,378 +61,6 @@ TIMEOUTS: Mapping[str, float] = {
     "udp": 300,
     "sctp": 900,
 }
-
-_FLOW = re.compile(
-    r"\s*(?P<protocol>\w+)\s+(?P<source>\S+):(?P<source_port>\d+)"
-    r"\s*->\s*(?P<destination>\S+):(?P<destination_port>\d+)\s*"
-)
-
-
-# -- what the dataplane tells ------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """One connection. ``source`` is what the destination sees as client (masquerade)."""
-
-    protocol: str
-    client: str
-    client_port: int
-    virtual: str
-    virtual_port: int
-    destination: str
-    destination_port: int
-    source: str
-    source_port: int
-    state: str
-    expires_in: float  #: seconds
-    packets: int  #: from the client
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationStatus:
-    """A destination of a service, and its counters since it was added."""
-
-    address: str
-    port: int
-    weight: int
-    method: str
-    active: int
-    inactive: int
-    connections_total: int
-    packets_in: int  #: from clients
-    bytes_in: int  #: IP lengths
-    packets_out: int
-    bytes_out: int
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceStatus:
-    """A service as it is in force."""
-
-    spec: ServiceSpec
-    destinations: list[DestinationStatus]
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Counters since the dataplane was made, and what its table holds now."""
-
-    packets: dict[tuple[Verdict, Reason], int]
-    connections: int
-    connections_max: int
-    connections_created: int
-    connections_expired: int
-    persistence_templates: int
-    scheduler_errors: int
-
-
-@dataclass(frozen=True, slots=True)
-class Captures:
-    """(protocol, address, port) of whose packets must reach the dataplane."""
-
-    virtual: frozenset[tuple[str, str, int]] = frozenset()
-    real: frozenset[tuple[str, str, int]] = frozenset()
-
-    def __or__(self, other: Captures) -> Captures:
-        return Captures(self.virtual | other.virtual, self.real | other.real)
-
-
-@dataclass(frozen=True, slots=True)
-class PossibleDestination:
-    """Where a flow could be sent now, and whether it would be masqueraded."""
-
-    address: str
-    port: int
-    weight: int
-    method: str
-    masquerade: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What would happen to a flow, and each rule that led there.
-
-    ``action`` is forward, pass, drop or reject. ``destinations`` are all that could be picked.
-    """
-
-    flow: Flow
-    action: str
-    service: ServiceSpec | None
-    destinations: tuple[PossibleDestination, ...]
-    reasons: tuple[str, ...]
-
-    def __str__(self) -> str:
-        lines = [f"{self.flow}: {self.action}"]
-        lines += [f"  {reason}" for reason in self.reasons]
-        lines += [
-            f"  -> {d.address} port {d.port} weight {d.weight} {d.method}"
-            + (" masquerade" if d.masquerade else "")
-            for d in self.destinations
-        ]
-        return "\n".join(lines)
-
-
-# -- from specs to what the core takes -----------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Record:
-    """A service as `Core.commit` takes it: addresses as bytes, times in ns, members by id with
-    the newest first.
-    """
-
-    address: bytes
-    port: int
-    protocol: int
-    scheduler: int
-    chooser: Callable[..., int | None] | None
-    candidates: tuple[Handle, ...] | None
-    persistence: int
-    affinity: int
-    masquerade: bytes | None
-    members: list[tuple[int, int]]
-    rules: tuple[tuple[tuple[tuple[bytes, bytes], ...] | None, bool, int], ...]
-
-
-@dataclass(slots=True)
-class _Installed:
-    """A service in force. ``handles`` in the order in which destinations were added."""
-
-    spec: ServiceSpec
-    handles: dict[Endpoint, Handle]
-    scheduler: Scheduler | None
-    record: _Record
-
-
-def _address(text: str, what: str) -> Address:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        raise ConfigError(f"{what}: {text!r} is no IP address") from None
-
-
-def _port(port: int, what: str) -> int:
-    if not isinstance(port, int) or not 1 <= port <= 65535:
-        raise ConfigError(f"{what}: port {port!r} is not between 1 and 65535")
-    return port
-
-
-def _key(address: str, port: int, protocol: str) -> Key:
-    """A service key with the address as ipaddress prints it. ConfigError."""
-    what = f"service {address!r}"
-    if protocol not in ("tcp", "udp", "sctp"):
-        raise ConfigError(f"{what}: protocol {protocol!r} is none of tcp, udp, sctp")
-    return (str(_address(address, what)), _port(port, what), protocol)
-
-
-def _destination(spec: DestinationSpec, service: ServiceSpec) -> DestinationSpec:
-    """The spec with its address normalised. ConfigError."""
-    what = f"{service}: destination {spec.address!r}"
-    address = _address(spec.address, what)
-    if address.version != ipaddress.ip_address(service.address).version:
-        raise ConfigError(f"{what} is of the other IP family; masq needs one family")
-    if not isinstance(spec.weight, int) or not 0 <= spec.weight <= WEIGHT_MAX:
-        raise ConfigError(f"{what}: weight {spec.weight!r} is not between 0 and {WEIGHT_MAX}")
-    if spec.method != "masq":
-        raise ConfigError(f"{what}: forwarding method {spec.method!r} is not available; use masq")
-    return replace(spec, address=str(address), port=_port(spec.port, what))
-
-
-def _rules(
-    rules: tuple[SourceRule, ...], service: ServiceSpec
-) -> tuple[tuple[tuple[tuple[bytes, bytes], ...] | None, bool, int], ...]:
-    version = ipaddress.ip_address(service.address).version
-    compiled = []
-    for rule in rules:
-        try:
-            networks = [ipaddress.ip_network(source) for source in rule.sources]
-        except ValueError as error:
-            raise ConfigError(f"{service}: source rule: {error}") from None
-        if rule.on_empty not in ("reject", "drop"):
-            raise ConfigError(f"{service}: on_empty {rule.on_empty!r} is neither reject nor drop")
-        compiled.append(
-            (
-                # Networks of the other family admit nobody; that is not "any".
-                tuple(
-                    (network.network_address.packed, network.netmask.packed)
-                    for network in networks
-                    if network.version == version
-                )
-                if rule.sources
-                else None,
-                rule.masquerade,
-                int(Verdict.REJECT if rule.on_empty == "reject" else Verdict.DROP),
-            )
-        )
-    return tuple(compiled)
-
-
-def _persistence_group(spec: ServiceSpec) -> str:
-    return spec.persistence_group or f"{spec.address} {spec.port} {spec.protocol}"
-
-
-def parse_flow(text: str) -> Flow:
-    """A flow from ``"tcp 192.0.2.4:40000 -> 10.96.0.10:80"`` (IPv6 in brackets). ConfigError."""
-    match = _FLOW.fullmatch(text)
-    if not match:
-        raise ConfigError(
-            f"flow {text!r}: write it like 'tcp 192.0.2.4:40000 -> 10.96.0.10:80', IPv6"
-            " addresses in brackets"
-        )
-    return _normal_flow(
-        Flow(
-            match["protocol"].lower(),
-            match["source"].removeprefix("[").removesuffix("]"),
-            int(match["source_port"]),
-            match["destination"].removeprefix("[").removesuffix("]"),
-            int(match["destination_port"]),
-        )
-    )
-
-
-def _normal_flow(flow: Flow) -> Flow:
-    destination, destination_port, protocol = _key(
-        flow.destination, flow.destination_port, flow.protocol
-    )
-    source = _address(flow.source, "flow")
-    if source.version != ipaddress.ip_address(destination).version:
-        raise ConfigError(f"flow {flow}: source and destination are of different IP families")
-    return Flow(
-        protocol, str(source), _port(flow.source_port, "flow"), destination, destination_port
-    )
-
-
-# -- transactions --------------------------------------------------------------------------------
-
-
-class VirtualService:
-    """A service inside a transaction. What is done to it takes effect at the commit."""
-
-    def __init__(self, spec: ServiceSpec, base: _Installed | None) -> None:
-        self._base = base
-        self._spec = spec
-        self._members: dict[Endpoint, DestinationSpec] = {}
-        self._edits: list[tuple[str, Endpoint, int]] = []
-        if base is not None:
-            for member in base.spec.destinations:
-                self._members[member.address, member.port] = member
-
-    @property
-    def spec(self) -> ServiceSpec:
-        """The service as it will be."""
-        return replace(self._spec, destinations=tuple(self._members.values()))
-
-    def add(self, address: str, port: int, weight: int = 1, method: str = "masq") -> None:
-        """Add a destination. ConflictError when the service has it already."""
-        member = _destination(DestinationSpec(address, port, weight, method), self._spec)
-        endpoint = (member.address, member.port)
-        if endpoint in self._members:
-            raise ConflictError(f"{self._spec} already has a destination {address}:{port}")
-        self._members[endpoint] = member
-        self._edits.append(("add", endpoint, member.weight))
-
-    def update(self, address: str, port: int, *, weight: int) -> None:
-        """Change a destination's weight; 0 gives it no new connections. NotFoundError."""
-        endpoint = self._endpoint(address, port)
-        changed = replace(self._members[endpoint], weight=weight)
-        self._members[endpoint] = _destination(changed, self._spec)
-        self._edits.append(("edit", endpoint, weight))
-
-    def remove(self, address: str, port: int) -> None:
-        """Remove a destination. Its TCP connections go on until they end. NotFoundError."""
-        endpoint = self._endpoint(address, port)
-        del self._members[endpoint]
-        self._edits.append(("remove", endpoint, 0))
-
-    def _endpoint(self, address: str, port: int) -> Endpoint:
-        endpoint = (str(_address(address, f"{self._spec}: destination")), port)
-        if endpoint not in self._members:
-            raise NotFoundError(f"{self._spec} has no destination {address}:{port}")
-        return endpoint
-
-    def _become(self, members: Iterable[DestinationSpec]) -> None:
-        """Have exactly these destinations, and keep what is there."""
-        wanted: dict[Endpoint, DestinationSpec] = {}
-        for member in members:
-            member = _destination(member, self._spec)
-            endpoint = (member.address, member.port)
-            if endpoint in wanted:
-                raise ConflictError(f"{self._spec} names {member.address}:{member.port} twice")
-            wanted[endpoint] = member
-        for endpoint in [*self._members]:
-            if endpoint not in wanted:
-                self.remove(*endpoint)
-        for endpoint, member in wanted.items():
-            have = self._members.get(endpoint)
-            if have is None:
-                self.add(member.address, member.port, member.weight, member.method)
-            elif have != member:
-                self.update(*endpoint, weight=member.weight)
-
-
-class Transaction:
-    """Changes that take effect together at the end of the ``with`` block, or not at all."""
-
-    def __init__(self, dataplane: Dataplane) -> None:
-        self._dataplane = dataplane
-        self._services: dict[Key, VirtualService | None] = {}
-        self._bases: dict[Key, _Installed | None] = {}
-
-    def __enter__(self) -> Transaction:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self._dataplane._commit(self._services, self._bases)
-
-    def service(
-        self, address: str, port: int, protocol: str = "tcp", **fields: Any
-    ) -> VirtualService:
-        """Create a service, or edit the one that is there: it keeps what is not named.
-
-        ``fields`` are those of :class:`svcdp.ServiceSpec`, for example ``scheduler`` or
-        ``persistence``. ConfigError.
-        """
-        key = _key(address, port, protocol)
-        staged = self._stage(key)
-        try:
-            spec = (
-                replace(staged._spec, **fields)
-                if staged is not None
-                else ServiceSpec(*key, **fields)
-            )
-        except TypeError as error:
-            raise ConfigError(f"service {address}: {error}") from None
-        if staged is None:
-            # Removed earlier in this transaction or never there: it starts without destinations.
-            staged = VirtualService(spec, self._bases[key])
-            for endpoint in [*staged._members]:
-                staged.remove(*endpoint)
-            self._services[key] = staged
-        staged._spec = spec
-        if "destinations" in fields:
-            staged._become(spec.destinations)
-        return staged
-
-    def remove_service(self, address: str, port: int, protocol: str = "tcp") -> None:
-        """Remove a service. Its TCP connections go on until they end. NotFoundError."""
-        key = _key(address, port, protocol)
-        if self._stage(key) is None:
-            raise NotFoundError(f"no service {address}:{port}/{protocol}")
-        self._services[key] = None
-
-    def _stage(self, key: Key) -> VirtualService | None:
-        if key not in self._services:
-            base = self._dataplane._installed.get(key)
-            self._bases[key] = base
-            self._services[key] = None if base is None else VirtualService(base.spec, base)
-        return self._services[key]
 
 
 class Dataplane(Core):
@@ -491,7 +112,7 @@ class Dataplane(Core):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # The arguments are __new__'s.
         self._lock = threading.Lock()
-        self._installed: dict[Key, _Installed] = {}
+        self._installed: dict[Key, Installed] = {}
         #: Removed destinations that connections still use, by id.
         self._drained: dict[int, tuple[Key, Endpoint, Handle]] = {}
         self._affinities: dict[str, int] = {}
@@ -516,13 +137,13 @@ class Dataplane(Core):
         may be unknown); leave all others alone. All or nothing.
         """
         wanted = self._by_key(specs)
-        keys = {_key(*key) for key in removed}
+        keys = {check_key(*key) for key in removed}
         self._change(wanted, [key for key in keys if key in self._installed and key not in wanted])
 
     def _by_key(self, specs: Iterable[ServiceSpec]) -> dict[Key, ServiceSpec]:
         wanted: dict[Key, ServiceSpec] = {}
         for spec in specs:
-            key = _key(*spec.key)
+            key = check_key(*spec.key)
             if key in wanted:
                 raise ConflictError(f"{spec} has the address of {wanted[key].name or 'another'}")
             wanted[key] = replace(spec, address=key[0]) if spec.address != key[0] else spec
@@ -545,7 +166,7 @@ class Dataplane(Core):
         self._commit(services, bases)
 
     def _commit(
-        self, services: dict[Key, VirtualService | None], bases: dict[Key, _Installed | None]
+        self, services: dict[Key, VirtualService | None], bases: dict[Key, Installed | None]
     ) -> None:
         with self._lock:
             for key, base in bases.items():
@@ -602,7 +223,7 @@ class Dataplane(Core):
                 self._collect_affinities()
 
     def _edits(
-        self, state: _Installed, staged: VirtualService | None, base: _Installed | None
+        self, state: Installed, staged: VirtualService | None, base: Installed | None
     ) -> list[tuple[str, int, int]]:
         """The steps of an edit, by id. A destination that came and went in between has none."""
         assert staged is not None
@@ -622,7 +243,7 @@ class Dataplane(Core):
         returning: dict[tuple[Key, Endpoint], Handle],
         fresh: list[Handle],
         restored: list[int],
-    ) -> _Installed:
+    ) -> Installed:
         """What a staged service will be, with destinations found again or made."""
         spec = staged.spec
         base = staged._base
@@ -639,56 +260,22 @@ class Dataplane(Core):
                     fresh.append(handle)
             handles[endpoint] = handle
         scheduler = self._scheduler(spec, base)
-        return _Installed(spec, handles, scheduler, self._compile(spec, handles, scheduler))
+        record = compile_service(spec, handles, scheduler, self._affinity(spec))
+        return Installed(spec, handles, scheduler, record)
 
-    def _scheduler(self, spec: ServiceSpec, base: _Installed | None) -> Scheduler | None:
+    def _scheduler(self, spec: ServiceSpec, base: Installed | None) -> Scheduler | None:
         if spec.scheduler in schedulers.BUILTIN:
             return None
-        if base is not None and base.scheduler is not None and base.spec.scheduler == spec.scheduler:
+        if (
+            base is not None
+            and base.scheduler is not None
+            and base.spec.scheduler == spec.scheduler
+        ):
             return base.scheduler
         try:
             return schedulers.new_scheduler(spec.scheduler)
         except NotFoundError as error:
             raise ConfigError(f"{spec}: {error}") from None
-
-    def _compile(
-        self,
-        spec: ServiceSpec,
-        handles: dict[Endpoint, Handle],
-        scheduler: Scheduler | None,
-    ) -> _Record:
-        address = ipaddress.ip_address(spec.address)
-        masquerade = None
-        if spec.masquerade_address is not None:
-            source = _address(spec.masquerade_address, f"{spec}: masquerade_address")
-            if source.version != address.version:
-                raise ConfigError(f"{spec}: masquerade_address is of the other IP family")
-            masquerade = source.packed
-        if spec.persistence is not None and not 1 <= spec.persistence < 1 << 31:
-            raise ConfigError(f"{spec}: persistence {spec.persistence!r} is not in 1..2^31-1 seconds")
-        weights = {(m.address, m.port): m.weight for m in spec.destinations}
-        members = [
-            (handle.id, weights[endpoint]) for endpoint, handle in reversed(handles.items())
-        ]
-        return _Record(
-            address=address.packed,
-            port=spec.port,
-            protocol=Protocol[spec.protocol.upper()],
-            scheduler=schedulers.BUILTIN.get(spec.scheduler, schedulers.PYTHON),
-            chooser=None if scheduler is None else _Chooser(spec, scheduler),
-            candidates=None
-            if scheduler is None
-            else tuple(
-                self.with_weight(handle, weights[endpoint])
-                for endpoint, handle in reversed(handles.items())
-                if weights[endpoint]
-            ),
-            persistence=(spec.persistence or 0) * 10**9,
-            affinity=self._affinity(spec),
-            masquerade=masquerade,
-            members=members,
-            rules=_rules(spec.rules, spec),
-        )
 
     def _affinity(self, spec: ServiceSpec) -> int:
         """The number of a persistence group. Numbers are not given twice."""
@@ -746,7 +333,7 @@ class Dataplane(Core):
                 now = self.clock()
                 for row in rows:
                     if row[10] > now:
-                        yield _connection(row, now)
+                        yield Connection.from_row(row, now)
 
     def stats(self) -> Stats:
         """Counters of all workers together."""
@@ -789,7 +376,7 @@ class Dataplane(Core):
 
     def explain(self, flow: str | Flow) -> Explanation:
         """What would happen to the first packet of a flow (TCP: a SYN). Nothing changes."""
-        flow = parse_flow(flow) if isinstance(flow, str) else _normal_flow(flow)
+        flow = parse_flow(flow) if isinstance(flow, str) else normal_flow(flow)
         now = self.clock()
         with self._lock:
             row, is_reply, rule_index, member = self.inspect(
@@ -803,92 +390,11 @@ class Dataplane(Core):
             state = self._installed.get((flow.destination, flow.destination_port, flow.protocol))
         spec = None if state is None else state.spec
         if row is not None:
-            return _explain_known(flow, spec, _connection(row, now), is_reply)
+            return explain_known(flow, spec, Connection.from_row(row, now), is_reply)
         if state is None or spec is None:
             return Explanation(flow, "pass", None, (), ("no service has this address and port",))
-        return _explain_new(flow, spec, [*reversed(state.handles)], rule_index, member)
+        return explain_new(flow, spec, [*reversed(state.handles)], rule_index, member)
 
 
-class _Chooser:
-    """Asks a scheduler; its first error since the service was configured is logged."""
-
-    def __init__(self, spec: ServiceSpec, scheduler: Scheduler) -> None:
-        self._spec = spec
-        self._scheduler = scheduler
-        self._failed = False
-
-    def __call__(self, flow: Flow, destinations: tuple[Handle, ...]) -> int | None:
-        try:
-            return self._scheduler.pick(flow, destinations)
-        except Exception:
-            if not self._failed:
-                self._failed = True
-                logger.exception("scheduler failed service=%s; round robin serves", self._spec)
-            raise
-
-
-def _connection(row: tuple[Any, ...], now: int) -> Connection:
-    return Connection(*row[:10], expires_in=max(row[10] - now, 0) / 1e9, packets=row[11])
-
-
-def _explain_known(
-    flow: Flow, spec: ServiceSpec | None, connection: Connection, is_reply: bool
-) -> Explanation:
-    masquerade = (connection.source, connection.source_port) != (
-        connection.client,
-        connection.client_port,
-    )
-    direction = "a reply of" if is_reply else "a packet of"
-    return Explanation(
-        flow,
-        "forward",
-        spec,
-        (
-            PossibleDestination(
-                connection.destination, connection.destination_port, 0, "masq", masquerade
-            ),
-        ),
-        (f"{direction} a known connection in state {connection.state}: it stays where it is",),
-    )
-
-
-def _explain_new(
-    flow: Flow, spec: ServiceSpec, order: list[Endpoint], rule_index: int, member: int
-) -> Explanation:
-    reasons = [f"service {spec}: {len(spec.destinations)} destinations"]
-    if rule_index < 0:
-        reasons.append(f"no source rule of the service admits {flow.source}")
-        return Explanation(flow, "drop", spec, (), tuple(reasons))
-    rule = spec.rules[rule_index]
-    admitted = f"in {', '.join(rule.sources)}" if rule.sources else "any source"
-    reasons.append(
-        f"source rule {rule_index + 1} ({admitted}): "
-        + ("masquerade" if rule.masquerade else "the client's address is kept")
-    )
-    candidates = [m for m in spec.destinations if m.weight > 0]
-    if member >= 0:
-        bound = order[member]
-        candidates = [m for m in spec.destinations if (m.address, m.port) == bound]
-        reasons.append(f"the client is persistent to {bound[0]} port {bound[1]}")
-    if not candidates:
-        reasons.append(f"nobody to serve: no destination with a weight; {rule.on_empty}")
-        return Explanation(flow, rule.on_empty, spec, (), tuple(reasons))
-    if member < 0:
-        reasons.append(f"scheduler {spec.scheduler} picks among {len(candidates)}")
-    hairpin = spec.masquerade_address is not None
-    possible = tuple(
-        PossibleDestination(
-            m.address,
-            m.port,
-            m.weight,
-            m.method,
-            rule.masquerade or (hairpin and m.address == flow.source),
-        )
-        for m in candidates
-    )
-    if rule.masquerade and not hairpin:
-        reasons.append("masquerade is asked for, and the service has no address for it")
-        return Explanation(flow, "drop", spec, (), tuple(reasons))
-    if any(p.masquerade for p in possible) and not rule.masquerade:
-        reasons.append("a client that reaches itself is masqueraded (hairpin)")
-    return Explanation(flow, "forward", spec, possible, tuple(reasons))
+def _persistence_group(spec: ServiceSpec) -> str:
+    return spec.persistence_group or f"{spec.address} {spec.port} {spec.protocol}"

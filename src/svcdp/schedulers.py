@@ -33,7 +33,9 @@ def register_scheduler(name: str) -> Callable[[_S], _S]:
 
     def register(scheduler: _S) -> _S:
         if not (isinstance(scheduler, type) and issubclass(scheduler, Scheduler)):
-            raise ConfigError(f"scheduler {name!r} must be a class derived from svcdp.abc.Scheduler")
+            raise ConfigError(
+                f"scheduler {name!r} must be a class derived from svcdp.abc.Scheduler"
+            )
         _registered[name] = scheduler
         return scheduler
 
@@ -50,6 +52,4 @@ def new_scheduler(name: str) -> Scheduler:
     try:
         return _registered[name]()
     except KeyError:
-        raise NotFoundError(
-            f"no scheduler {name!r}; there are {', '.join(names())}"
-        ) from None
+        raise NotFoundError(f"no scheduler {name!r}; there are {', '.join(names())}") from None

@@ -49,7 +49,9 @@ cdef inline void write_header(
         out[7] = ANSWER_HOPS
 
 
-cdef inline uint32_t answer_reset(const uint8_t *data, const View *view, uint8_t *out) noexcept nogil:
+cdef inline uint32_t answer_reset(
+    const uint8_t *data, const View *view, uint8_t *out
+) noexcept nogil:
     """RFC 9293, 3.10.7.1."""
     cdef uint32_t header = 20 if view.words == 1 else 40
     cdef const uint8_t *tcp = data + view.transport

@@ -169,9 +169,9 @@ cdef inline void prefetch_slot(Table *table, View *view) noexcept nogil:
 cdef inline void prefetch_record(Table *table, View *view) noexcept nogil:
     """Move view.probe on to the first slot of its hash, and fetch the record it names."""
     cdef uint32_t position = view.probe
-    cdef uint32_t i
+    cdef uint32_t _
     cdef uint64_t slot
-    for i in range(8):
+    for _ in range(8):
         slot = load_u64(&table.slots[position])
         if slot == 0:
             return
@@ -187,9 +187,9 @@ cdef inline Conn *probe(
 ) noexcept nogil:
     """The connection of the view's flow, locked, or NULL. Takes no stripe lock."""
     cdef uint64_t slot
-    cdef uint32_t i
+    cdef uint32_t _
     cdef Conn *conn
-    for i in range(table.stripe_mask + 1):
+    for _ in range(table.stripe_mask + 1):
         slot = load_acquire_u64(&table.slots[position])
         if slot == 0:
             return NULL

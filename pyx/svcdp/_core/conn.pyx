@@ -62,7 +62,9 @@ cdef void table_free(Table *table) noexcept:
     cdef int i
     for i in range(2):
         if table.pools[i].records is not NULL:
-            munmap(table.pools[i].records, (<size_t>table.limit + 1) * (RECORD_V6 if i else RECORD_V4))
+            munmap(
+                table.pools[i].records,
+                (<size_t>table.limit + 1) * (RECORD_V6 if i else RECORD_V4))
     if table.slots is not NULL:
         munmap(table.slots, (<size_t>table.mask + 1) * sizeof(uint64_t))
     free(table.stripes)

@@ -6,7 +6,6 @@ from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -104,6 +103,15 @@ cdef class Destination:
     def inactive(self):
         """Other connections that are still known."""
         return self.state.inactive
+
+    def with_weight(self, uint32_t weight):
+        """The same destination with another weight, for a scheduler to see."""
+        cdef Destination result = Destination.__new__(Destination)
+        result.core = self.core
+        result.state = self.state
+        result.address = self.address
+        result.weight = weight
+        return result
 
     def __repr__(self):
         return (
@@ -428,7 +436,6 @@ cdef class Core:
         cdef uint32_t id = self.free_ids.pop() if self.free_ids else self.next_id
         cdef Dest *state
         cdef Worker *worker
-        cdef uint32_t i
         self.reserve_destination(id)
         if id == self.next_id:
             self.next_id += 1
@@ -451,15 +458,6 @@ cdef class Core:
     def forget(self, list ids):
         """Take back new destinations that no service came to name."""
         self.free_ids += ids
-
-    def with_weight(self, Destination destination, uint32_t weight):
-        """The same destination with another weight, for a scheduler to see."""
-        cdef Destination result = Destination.__new__(Destination)
-        result.core = self
-        result.state = destination.state
-        result.address = destination.address
-        result.weight = weight
-        return result
 
     def commit(self, list services, list removed, list removed_ids, list restored_ids):
         """Publish a change; packets see all of it or nothing.

@@ -54,7 +54,7 @@ cdef inline uint8_t parse_ip(
     """
     cdef const uint8_t *ip = data + start
     cdef uint32_t room = length - start
-    cdef uint32_t offset, total, header, i
+    cdef uint32_t offset, total, header, _
     cdef uint16_t fragment
     cdef uint8_t protocol
     if room < 20:
@@ -93,7 +93,7 @@ cdef inline uint8_t parse_ip(
     view.end = start + total
     protocol = ip[6]
     offset = 40
-    for i in range(EXTENSION_HEADERS_MAX):
+    for _ in range(EXTENSION_HEADERS_MAX):
         if protocol == PROTOCOL_FRAGMENT:
             if offset + 8 > total:
                 return SVCDP_REASON_TRUNCATED

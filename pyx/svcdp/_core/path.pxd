@@ -337,7 +337,7 @@ cdef inline void new_connection(
     cdef bint masquerade, sticky
     cdef int32_t member
     cdef uint32_t outcome = CLASH
-    cdef uint32_t i
+    cdef uint32_t _
     cdef uint64_t hash = service_hash(
         &engine.table.key, view.destination, view.words, view.destination_port, view.protocol)
     cdef Service *service = shard_find(
@@ -359,7 +359,7 @@ cdef inline void new_connection(
         return
     member = sticky_member(engine, worker, service, view.source, now) if service.persistence else -1
     sticky = member >= 0
-    for i in range(PICKS_MAX):
+    for _ in range(PICKS_MAX):
         if not sticky:
             if service.scheduler == SCHEDULER_PYTHON:
                 member = engine.choose(service, view, worker)

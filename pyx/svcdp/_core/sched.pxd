@@ -28,10 +28,10 @@ cdef inline int32_t pick_rr(Service *service) noexcept nogil:
     """The next member with a weight, around the list."""
     cdef SchedState *state = &service.state
     cdef int32_t position, result = -1
-    cdef uint32_t i
+    cdef uint32_t _
     spin_lock(&state.lock)
     position = state.position
-    for i in range(service.member_count):
+    for _ in range(service.member_count):
         position += 1
         if position == <int32_t>service.member_count:
             position = 0

@@ -2,7 +2,7 @@
 
 from math import gcd
 
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport uint32_t
 
 from svcdp._core.sched cimport *
 from svcdp._core.atomic cimport spin_lock, spin_unlock
@@ -10,7 +10,8 @@ from svcdp._core.atomic cimport spin_lock, spin_unlock
 
 cdef tuple extremes(list members):
     """The greatest common divisor of the weights, and the greatest weight."""
-    return gcd(*[weight for _, weight in members]), max([weight for _, weight in members], default=0)
+    cdef list weights = [weight for _, weight in members]
+    return gcd(*weights), max(weights, default=0)
 
 
 cdef tuple round_of(tuple extremes):

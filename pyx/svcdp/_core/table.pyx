@@ -1,6 +1,6 @@
 """The service table, per change: the next snapshot from the last one."""
 
-from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
 from svcdp._core.table cimport *

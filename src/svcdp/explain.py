@@ -1,0 +1,148 @@
+"""Why a flow goes where it goes: the tables read aloud, and nothing changed."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from svcdp.errors import ConfigError
+from svcdp.records import Endpoint, check_address, check_key, check_port
+from svcdp.status import Connection
+from svcdp.types import Flow, ServiceSpec
+
+__all__ = ["Explanation", "PossibleDestination", "parse_flow"]
+
+_FLOW = re.compile(
+    r"\s*(?P<protocol>\w+)\s+(?P<source>\S+):(?P<source_port>\d+)"
+    r"\s*->\s*(?P<destination>\S+):(?P<destination_port>\d+)\s*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PossibleDestination:
+    """Where a flow could be sent now, and whether it would be masqueraded."""
+
+    address: str
+    port: int
+    weight: int
+    method: str
+    masquerade: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What would happen to a flow, and each rule that led there.
+
+    ``action`` is forward, pass, drop or reject. ``destinations`` are all that could be picked.
+    """
+
+    flow: Flow
+    action: str
+    service: ServiceSpec | None
+    destinations: tuple[PossibleDestination, ...]
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.flow}: {self.action}"]
+        lines += [f"  {reason}" for reason in self.reasons]
+        lines += [
+            f"  -> {d.address} port {d.port} weight {d.weight} {d.method}"
+            + (" masquerade" if d.masquerade else "")
+            for d in self.destinations
+        ]
+        return "\n".join(lines)
+
+
+def parse_flow(text: str) -> Flow:
+    """A flow from ``"tcp 192.0.2.4:40000 -> 10.96.0.10:80"`` (IPv6 in brackets). ConfigError."""
+    match = _FLOW.fullmatch(text)
+    if not match:
+        raise ConfigError(
+            f"flow {text!r}: write it like 'tcp 192.0.2.4:40000 -> 10.96.0.10:80', IPv6"
+            " addresses in brackets"
+        )
+    return normal_flow(
+        Flow(
+            match["protocol"].lower(),
+            match["source"].removeprefix("[").removesuffix("]"),
+            int(match["source_port"]),
+            match["destination"].removeprefix("[").removesuffix("]"),
+            int(match["destination_port"]),
+        )
+    )
+
+
+def normal_flow(flow: Flow) -> Flow:
+    destination, destination_port, protocol = check_key(
+        flow.destination, flow.destination_port, flow.protocol
+    )
+    source = check_address(flow.source, "flow")
+    if source.version != ipaddress.ip_address(destination).version:
+        raise ConfigError(f"flow {flow}: source and destination are of different IP families")
+    return Flow(
+        protocol, str(source), check_port(flow.source_port, "flow"), destination, destination_port
+    )
+
+
+def explain_known(
+    flow: Flow, spec: ServiceSpec | None, connection: Connection, is_reply: bool
+) -> Explanation:
+    masquerade = (connection.source, connection.source_port) != (
+        connection.client,
+        connection.client_port,
+    )
+    direction = "a reply of" if is_reply else "a packet of"
+    return Explanation(
+        flow,
+        "forward",
+        spec,
+        (
+            PossibleDestination(
+                connection.destination, connection.destination_port, 0, "masq", masquerade
+            ),
+        ),
+        (f"{direction} a known connection in state {connection.state}: it stays where it is",),
+    )
+
+
+def explain_new(
+    flow: Flow, spec: ServiceSpec, order: list[Endpoint], rule_index: int, member: int
+) -> Explanation:
+    reasons = [f"service {spec}: {len(spec.destinations)} destinations"]
+    if rule_index < 0:
+        reasons.append(f"no source rule of the service admits {flow.source}")
+        return Explanation(flow, "drop", spec, (), tuple(reasons))
+    rule = spec.rules[rule_index]
+    admitted = f"in {', '.join(rule.sources)}" if rule.sources else "any source"
+    reasons.append(
+        f"source rule {rule_index + 1} ({admitted}): "
+        + ("masquerade" if rule.masquerade else "the client's address is kept")
+    )
+    candidates = [m for m in spec.destinations if m.weight > 0]
+    if member >= 0:
+        bound = order[member]
+        candidates = [m for m in spec.destinations if (m.address, m.port) == bound]
+        reasons.append(f"the client is persistent to {bound[0]} port {bound[1]}")
+    if not candidates:
+        reasons.append(f"nobody to serve: no destination with a weight; {rule.on_empty}")
+        return Explanation(flow, rule.on_empty, spec, (), tuple(reasons))
+    if member < 0:
+        reasons.append(f"scheduler {spec.scheduler} picks among {len(candidates)}")
+    hairpin = spec.masquerade_address is not None
+    possible = tuple(
+        PossibleDestination(
+            m.address,
+            m.port,
+            m.weight,
+            m.method,
+            rule.masquerade or (hairpin and m.address == flow.source),
+        )
+        for m in candidates
+    )
+    if rule.masquerade and not hairpin:
+        reasons.append("masquerade is asked for, and the service has no address for it")
+        return Explanation(flow, "drop", spec, (), tuple(reasons))
+    if any(p.masquerade for p in possible) and not rule.masquerade:
+        reasons.append("a client that reaches itself is masqueraded (hairpin)")
+    return Explanation(flow, "forward", spec, possible, tuple(reasons))

@@ -1,0 +1,164 @@
+"""Specs checked, and compiled into what the core takes."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from svcdp import schedulers
+from svcdp._core.engine import Destination as Handle
+from svcdp.abc import Scheduler
+from svcdp.errors import ConfigError
+from svcdp.types import DestinationSpec, Flow, Protocol, ServiceSpec, SourceRule, Verdict
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, int, str]
+Endpoint = tuple[str, int]
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+WEIGHT_MAX = (1 << 31) - 1
+
+
+@dataclass(slots=True)
+class Record:
+    """A service as `Core.commit` takes it: addresses as bytes, times in ns, members by id with
+    the newest first.
+    """
+
+    address: bytes
+    port: int
+    protocol: int
+    scheduler: int
+    chooser: Callable[..., int | None] | None
+    candidates: tuple[Handle, ...] | None
+    persistence: int
+    affinity: int
+    masquerade: bytes | None
+    members: list[tuple[int, int]]
+    rules: tuple[tuple[tuple[tuple[bytes, bytes], ...] | None, bool, int], ...]
+
+
+def check_address(text: str, what: str) -> Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise ConfigError(f"{what}: {text!r} is no IP address") from None
+
+
+def check_port(port: int, what: str) -> int:
+    if not isinstance(port, int) or not 1 <= port <= 65535:
+        raise ConfigError(f"{what}: port {port!r} is not between 1 and 65535")
+    return port
+
+
+def check_key(address: str, port: int, protocol: str) -> Key:
+    """A service key with the address as ipaddress prints it. ConfigError."""
+    what = f"service {address!r}"
+    if protocol not in ("tcp", "udp", "sctp"):
+        raise ConfigError(f"{what}: protocol {protocol!r} is none of tcp, udp, sctp")
+    return (str(check_address(address, what)), check_port(port, what), protocol)
+
+
+def check_destination(spec: DestinationSpec, service: ServiceSpec) -> DestinationSpec:
+    """The spec with its address normalised. ConfigError."""
+    what = f"{service}: destination {spec.address!r}"
+    address = check_address(spec.address, what)
+    if address.version != ipaddress.ip_address(service.address).version:
+        raise ConfigError(f"{what} is of the other IP family; masq needs one family")
+    if not isinstance(spec.weight, int) or not 0 <= spec.weight <= WEIGHT_MAX:
+        raise ConfigError(f"{what}: weight {spec.weight!r} is not between 0 and {WEIGHT_MAX}")
+    if spec.method != "masq":
+        raise ConfigError(f"{what}: forwarding method {spec.method!r} is not available; use masq")
+    return replace(spec, address=str(address), port=check_port(spec.port, what))
+
+
+def compile_rules(
+    rules: tuple[SourceRule, ...], service: ServiceSpec
+) -> tuple[tuple[tuple[tuple[bytes, bytes], ...] | None, bool, int], ...]:
+    version = ipaddress.ip_address(service.address).version
+    compiled = []
+    for rule in rules:
+        try:
+            networks = [ipaddress.ip_network(source) for source in rule.sources]
+        except ValueError as error:
+            raise ConfigError(f"{service}: source rule: {error}") from None
+        if rule.on_empty not in ("reject", "drop"):
+            raise ConfigError(f"{service}: on_empty {rule.on_empty!r} is neither reject nor drop")
+        compiled.append(
+            (
+                # Networks of the other family admit nobody; that is not "any".
+                tuple(
+                    (network.network_address.packed, network.netmask.packed)
+                    for network in networks
+                    if network.version == version
+                )
+                if rule.sources
+                else None,
+                rule.masquerade,
+                int(Verdict.REJECT if rule.on_empty == "reject" else Verdict.DROP),
+            )
+        )
+    return tuple(compiled)
+
+
+class Chooser:
+    """Asks a scheduler; its first error since the service was configured is logged."""
+
+    def __init__(self, spec: ServiceSpec, scheduler: Scheduler) -> None:
+        self._spec = spec
+        self._scheduler = scheduler
+        self._failed = False
+
+    def __call__(self, flow: Flow, destinations: tuple[Handle, ...]) -> int | None:
+        try:
+            return self._scheduler.pick(flow, destinations)
+        except Exception:
+            if not self._failed:
+                self._failed = True
+                logger.exception("scheduler failed service=%s; round robin serves", self._spec)
+            raise
+
+
+def compile_service(
+    spec: ServiceSpec,
+    handles: Mapping[Endpoint, Handle],
+    scheduler: Scheduler | None,
+    affinity: int,
+) -> Record:
+    """What the core takes for a spec whose destinations have these handles, in the order in which
+    they were added. ConfigError.
+    """
+    address = ipaddress.ip_address(spec.address)
+    masquerade = None
+    if spec.masquerade_address is not None:
+        source = check_address(spec.masquerade_address, f"{spec}: masquerade_address")
+        if source.version != address.version:
+            raise ConfigError(f"{spec}: masquerade_address is of the other IP family")
+        masquerade = source.packed
+    if spec.persistence is not None and not 1 <= spec.persistence < 1 << 31:
+        raise ConfigError(f"{spec}: persistence {spec.persistence!r} is not in 1..2^31-1 seconds")
+    newest_first = [*reversed(handles.items())]
+    weights = {(m.address, m.port): m.weight for m in spec.destinations}
+    members = [(handle.id, weights[endpoint]) for endpoint, handle in newest_first]
+    return Record(
+        address=address.packed,
+        port=spec.port,
+        protocol=Protocol[spec.protocol.upper()],
+        scheduler=schedulers.BUILTIN.get(spec.scheduler, schedulers.PYTHON),
+        chooser=None if scheduler is None else Chooser(spec, scheduler),
+        candidates=None
+        if scheduler is None
+        else tuple(
+            handle.with_weight(weights[endpoint])
+            for endpoint, handle in newest_first
+            if weights[endpoint]
+        ),
+        persistence=(spec.persistence or 0) * 10**9,
+        affinity=affinity,
+        masquerade=masquerade,
+        members=members,
+        rules=compile_rules(spec.rules, spec),
+    )

@@ -1,0 +1,82 @@
+"""What a dataplane tells of itself: plain data, a picture of one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from svcdp.types import Reason, ServiceSpec, Verdict
+
+__all__ = ["Captures", "Connection", "DestinationStatus", "ServiceStatus", "Stats"]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One connection. ``source`` is what the destination sees as client (masquerade)."""
+
+    protocol: str
+    client: str
+    client_port: int
+    virtual: str
+    virtual_port: int
+    destination: str
+    destination_port: int
+    source: str
+    source_port: int
+    state: str
+    expires_in: float  #: seconds
+    packets: int  #: from the client
+
+    @classmethod
+    def from_row(cls, row: tuple[Any, ...], now: int) -> Connection:
+        """From a row of the core, which has a deadline in ns."""
+        return cls(*row[:10], max(row[10] - now, 0) / 1e9, row[11])
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationStatus:
+    """A destination of a service, and its counters since it was added."""
+
+    address: str
+    port: int
+    weight: int
+    method: str
+    active: int
+    inactive: int
+    connections_total: int
+    packets_in: int  #: from clients
+    bytes_in: int  #: IP lengths
+    packets_out: int
+    bytes_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """A service as it is in force."""
+
+    spec: ServiceSpec
+    destinations: list[DestinationStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters since the dataplane was made, and what its table holds now."""
+
+    packets: dict[tuple[Verdict, Reason], int]
+    connections: int
+    connections_max: int
+    connections_created: int
+    connections_expired: int
+    persistence_templates: int
+    scheduler_errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Captures:
+    """(protocol, address, port) of whose packets must reach the dataplane."""
+
+    virtual: frozenset[tuple[str, str, int]] = frozenset()
+    real: frozenset[tuple[str, str, int]] = frozenset()
+
+    def __or__(self, other: Captures) -> Captures:
+        return Captures(self.virtual | other.virtual, self.real | other.real)

@@ -1,0 +1,158 @@
+"""Changes that take effect together, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from svcdp._core.engine import Destination as Handle
+from svcdp.abc import Scheduler
+from svcdp.errors import ConfigError, ConflictError, NotFoundError
+from svcdp.records import Endpoint, Key, Record, check_address, check_destination, check_key
+from svcdp.types import DestinationSpec, ServiceSpec
+
+if TYPE_CHECKING:
+    from svcdp.dataplane import Dataplane
+
+__all__ = ["Transaction", "VirtualService"]
+
+
+@dataclass(slots=True)
+class Installed:
+    """A service in force. ``handles`` in the order in which destinations were added."""
+
+    spec: ServiceSpec
+    handles: dict[Endpoint, Handle]
+    scheduler: Scheduler | None
+    record: Record
+
+
+class VirtualService:
+    """A service inside a transaction. What is done to it takes effect at the commit."""
+
+    def __init__(self, spec: ServiceSpec, base: Installed | None) -> None:
+        self._base = base
+        self._spec = spec
+        self._members: dict[Endpoint, DestinationSpec] = {}
+        self._edits: list[tuple[str, Endpoint, int]] = []
+        if base is not None:
+            for member in base.spec.destinations:
+                self._members[member.address, member.port] = member
+
+    @property
+    def spec(self) -> ServiceSpec:
+        """The service as it will be."""
+        return replace(self._spec, destinations=tuple(self._members.values()))
+
+    def add(self, address: str, port: int, weight: int = 1, method: str = "masq") -> None:
+        """Add a destination. ConflictError when the service has it already."""
+        member = check_destination(DestinationSpec(address, port, weight, method), self._spec)
+        endpoint = (member.address, member.port)
+        if endpoint in self._members:
+            raise ConflictError(f"{self._spec} already has a destination {address}:{port}")
+        self._members[endpoint] = member
+        self._edits.append(("add", endpoint, member.weight))
+
+    def update(self, address: str, port: int, *, weight: int) -> None:
+        """Change a destination's weight; 0 gives it no new connections. NotFoundError."""
+        endpoint = self._endpoint(address, port)
+        changed = replace(self._members[endpoint], weight=weight)
+        self._members[endpoint] = check_destination(changed, self._spec)
+        self._edits.append(("edit", endpoint, weight))
+
+    def remove(self, address: str, port: int) -> None:
+        """Remove a destination. Its TCP connections go on until they end. NotFoundError."""
+        endpoint = self._endpoint(address, port)
+        del self._members[endpoint]
+        self._edits.append(("remove", endpoint, 0))
+
+    def _endpoint(self, address: str, port: int) -> Endpoint:
+        endpoint = (str(check_address(address, f"{self._spec}: destination")), port)
+        if endpoint not in self._members:
+            raise NotFoundError(f"{self._spec} has no destination {address}:{port}")
+        return endpoint
+
+    def _become(self, members: Iterable[DestinationSpec]) -> None:
+        """Have exactly these destinations, and keep what is there."""
+        wanted: dict[Endpoint, DestinationSpec] = {}
+        for member in members:
+            member = check_destination(member, self._spec)
+            endpoint = (member.address, member.port)
+            if endpoint in wanted:
+                raise ConflictError(f"{self._spec} names {member.address}:{member.port} twice")
+            wanted[endpoint] = member
+        for endpoint in [*self._members]:
+            if endpoint not in wanted:
+                self.remove(*endpoint)
+        for endpoint, member in wanted.items():
+            have = self._members.get(endpoint)
+            if have is None:
+                self.add(member.address, member.port, member.weight, member.method)
+            elif have != member:
+                self.update(*endpoint, weight=member.weight)
+
+
+class Transaction:
+    """Changes that take effect together at the end of the ``with`` block, or not at all."""
+
+    def __init__(self, dataplane: Dataplane) -> None:
+        self._dataplane = dataplane
+        self._services: dict[Key, VirtualService | None] = {}
+        self._bases: dict[Key, Installed | None] = {}
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._dataplane._commit(self._services, self._bases)
+
+    def service(
+        self, address: str, port: int, protocol: str = "tcp", **fields: Any
+    ) -> VirtualService:
+        """Create a service, or edit the one that is there: it keeps what is not named.
+
+        ``fields`` are those of :class:`svcdp.ServiceSpec`, for example ``scheduler`` or
+        ``persistence``. ConfigError.
+        """
+        key = check_key(address, port, protocol)
+        staged = self._stage(key)
+        try:
+            spec = (
+                replace(staged._spec, **fields)
+                if staged is not None
+                else ServiceSpec(*key, **fields)
+            )
+        except TypeError as error:
+            raise ConfigError(f"service {address}: {error}") from None
+        if staged is None:
+            # Removed earlier in this transaction or never there: it starts without destinations.
+            staged = VirtualService(spec, self._bases[key])
+            for endpoint in [*staged._members]:
+                staged.remove(*endpoint)
+            self._services[key] = staged
+        staged._spec = spec
+        if "destinations" in fields:
+            staged._become(spec.destinations)
+        return staged
+
+    def remove_service(self, address: str, port: int, protocol: str = "tcp") -> None:
+        """Remove a service. Its TCP connections go on until they end. NotFoundError."""
+        key = check_key(address, port, protocol)
+        if self._stage(key) is None:
+            raise NotFoundError(f"no service {address}:{port}/{protocol}")
+        self._services[key] = None
+
+    def _stage(self, key: Key) -> VirtualService | None:
+        if key not in self._services:
+            base = self._dataplane._installed.get(key)
+            self._bases[key] = base
+            self._services[key] = None if base is None else VirtualService(base.spec, base)
+        return self._services[key]
