@@ -7,7 +7,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from svcdp import schedulers
@@ -23,7 +22,7 @@ from svcdp.explain import (
     normal_flow,
     parse_flow,
 )
-from svcdp.records import Endpoint, Key, check_key, compile_service
+from svcdp.records import Endpoint, Key, check_key, check_service, compile_service
 from svcdp.status import Captures, Connection, DestinationStatus, ServiceStatus, Stats
 from svcdp.transaction import Installed, Transaction, VirtualService
 from svcdp.types import Flow, Protocol, ServiceSpec
@@ -111,7 +110,9 @@ class Dataplane(Core):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # The arguments are __new__'s.
-        self._lock = threading.Lock()
+        # Reentrant: a scheduler's finalizer may run, and look at its dataplane, at any time.
+        self._lock = threading.RLock()
+        self._committing = False
         self._installed: dict[Key, Installed] = {}
         #: Removed destinations that connections still use, by id.
         self._drained: dict[int, tuple[Key, Endpoint, Handle]] = {}
@@ -143,10 +144,11 @@ class Dataplane(Core):
     def _by_key(self, specs: Iterable[ServiceSpec]) -> dict[Key, ServiceSpec]:
         wanted: dict[Key, ServiceSpec] = {}
         for spec in specs:
-            key = check_key(*spec.key)
+            spec = check_service(spec)
+            key = spec.key
             if key in wanted:
                 raise ConflictError(f"{spec} has the address of {wanted[key].name or 'another'}")
-            wanted[key] = replace(spec, address=key[0]) if spec.address != key[0] else spec
+            wanted[key] = spec
         return wanted
 
     def _change(self, wanted: dict[Key, ServiceSpec], removed: list[Key]) -> None:
@@ -168,59 +170,76 @@ class Dataplane(Core):
     def _commit(
         self, services: dict[Key, VirtualService | None], bases: dict[Key, Installed | None]
     ) -> None:
+        # Made before the lock is taken, and before anything changes: their code is not ours.
+        made = {
+            key: self._scheduler(staged.spec, bases[key])
+            for key, staged in services.items()
+            if staged is not None
+        }
         with self._lock:
-            for key, base in bases.items():
-                if self._installed.get(key) is not base:
-                    raise ConflictError(
-                        f"service {key[0]}:{key[1]}/{key[2]} was changed by another transaction;"
-                        " start this one again"
-                    )
-            self._collect_drained()
-            returning = {(key, endpoint): h for key, endpoint, h in self._drained.values()}
-            fresh: list[Handle] = []
-            restored: list[int] = []
+            if self._committing:
+                raise ConflictError("a scheduler changed the dataplane in the middle of a change")
+            self._committing = True
             try:
-                installed = {
-                    key: self._build(key, staged, returning, fresh, restored)
-                    for key, staged in services.items()
-                    if staged is not None
-                }
-                gone = [
-                    (key, endpoint, handle)
-                    for key, base in bases.items()
-                    if base is not None and key in services
-                    for endpoint, handle in base.handles.items()
-                    if key not in installed or endpoint not in installed[key].handles
-                ]
-                self.commit(
-                    [
-                        (state.record, self._edits(state, services[key], bases[key]))
-                        for key, state in installed.items()
-                    ],
-                    [
-                        base.record
-                        for key, base in bases.items()
-                        if base is not None and key in services and key not in installed
-                    ],
-                    [handle.id for _, _, handle in gone],
-                    restored,
+                self._commit_locked(services, bases, made)
+            finally:
+                self._committing = False
+
+    def _commit_locked(
+        self,
+        services: dict[Key, VirtualService | None],
+        bases: dict[Key, Installed | None],
+        made: dict[Key, Scheduler | None],
+    ) -> None:
+        for key, base in bases.items():
+            if self._installed.get(key) is not base:
+                raise ConflictError(
+                    f"service {key[0]}:{key[1]}/{key[2]} was changed by another transaction;"
+                    " start this one again"
                 )
-            except (MemoryError, OverflowError) as error:
-                self.forget([handle.id for handle in fresh])
+        self._collect_drained()
+        returning = {(key, endpoint): h for key, endpoint, h in self._drained.values()}
+        fresh: list[Handle] = []
+        restored: list[int] = []
+        try:
+            installed = {
+                key: self._build(key, staged, made[key], returning, fresh, restored)
+                for key, staged in services.items()
+                if staged is not None
+            }
+            outgoing = {
+                key: base for key, base in bases.items() if base is not None and key in services
+            }
+            gone = [
+                (key, endpoint, handle)
+                for key, base in outgoing.items()
+                for endpoint, handle in base.handles.items()
+                if key not in installed or endpoint not in installed[key].handles
+            ]
+            removed = [base.record for key, base in outgoing.items() if key not in installed]
+            self.commit(
+                [
+                    (state.record, self._edits(state, services[key], bases[key]))
+                    for key, state in installed.items()
+                ],
+                removed,
+                [handle.id for _, _, handle in gone],
+                restored,
+            )
+        except BaseException as error:
+            self.forget([handle.id for handle in fresh])
+            if isinstance(error, MemoryError | OverflowError):
                 raise CapacityError(str(error)) from error
-            except BaseException:
-                self.forget([handle.id for handle in fresh])
-                raise
-            for key in bases:
-                if key in services and key not in installed:
-                    self._installed.pop(key, None)
-            self._installed.update(installed)
-            for id in restored:
-                del self._drained[id]
-            for entry in gone:
-                self._drained[entry[2].id] = entry
-            if any(base is not None and base.record.affinity for base in bases.values()):
-                self._collect_affinities()
+            raise
+        for key in outgoing:
+            del self._installed[key]
+        self._installed.update(installed)
+        for id in restored:
+            del self._drained[id]
+        for entry in gone:
+            self._drained[entry[2].id] = entry
+        if any(base.record.affinity for base in outgoing.values()):
+            self._collect_affinities()
 
     def _edits(
         self, state: Installed, staged: VirtualService | None, base: Installed | None
@@ -240,6 +259,7 @@ class Dataplane(Core):
         self,
         key: Key,
         staged: VirtualService,
+        scheduler: Scheduler | None,
         returning: dict[tuple[Key, Endpoint], Handle],
         fresh: list[Handle],
         restored: list[int],
@@ -259,7 +279,6 @@ class Dataplane(Core):
                     handle = self.new_destination(address, endpoint[1])
                     fresh.append(handle)
             handles[endpoint] = handle
-        scheduler = self._scheduler(spec, base)
         record = compile_service(spec, handles, scheduler, self._affinity(spec))
         return Installed(spec, handles, scheduler, record)
 

@@ -92,6 +92,10 @@ def explain_known(
         connection.client,
         connection.client_port,
     )
+    endpoint = (connection.destination, connection.destination_port)
+    destinations = spec.destinations if spec is not None else ()
+    # A destination that has left its service has no weight.
+    weight = next((d.weight for d in destinations if (d.address, d.port) == endpoint), 0)
     direction = "a reply of" if is_reply else "a packet of"
     return Explanation(
         flow,
@@ -99,7 +103,7 @@ def explain_known(
         spec,
         (
             PossibleDestination(
-                connection.destination, connection.destination_port, 0, "masq", masquerade
+                connection.destination, connection.destination_port, weight, "masq", masquerade
             ),
         ),
         (f"{direction} a known connection in state {connection.state}: it stays where it is",),

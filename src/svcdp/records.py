@@ -20,6 +20,7 @@ Endpoint = tuple[str, int]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 WEIGHT_MAX = (1 << 31) - 1
+SECONDS_MAX = (1 << 31) - 1
 
 
 @dataclass(slots=True)
@@ -42,16 +43,25 @@ class Record:
 
 
 def check_address(text: str, what: str) -> Address:
+    """ConfigError unless the text is an IP address, without a scope id: packets carry none."""
     try:
-        return ipaddress.ip_address(text)
+        if isinstance(text, str) and "%" not in text:
+            return ipaddress.ip_address(text)
     except ValueError:
-        raise ConfigError(f"{what}: {text!r} is no IP address") from None
+        pass
+    raise ConfigError(f"{what}: {text!r} is no IP address")
+
+
+def check_number(number: int, low: int, high: int, what: str) -> int:
+    """ConfigError unless it is an int in that range."""
+    if not isinstance(number, int) or not low <= number <= high:
+        raise ConfigError(f"{what} {number!r} is not a number from {low} to {high}")
+    return number
 
 
 def check_port(port: int, what: str) -> int:
-    if not isinstance(port, int) or not 1 <= port <= 65535:
-        raise ConfigError(f"{what}: port {port!r} is not between 1 and 65535")
-    return port
+    """ConfigError unless it is 1..65535."""
+    return check_number(port, 1, 65535, f"{what}: port")
 
 
 def check_key(address: str, port: int, protocol: str) -> Key:
@@ -62,17 +72,37 @@ def check_key(address: str, port: int, protocol: str) -> Key:
     return (str(check_address(address, what)), check_port(port, what), protocol)
 
 
+def check_service(spec: ServiceSpec) -> ServiceSpec:
+    """The spec with its address normalised. ConfigError when a field is not what it should be;
+    destinations are looked at by check_destination().
+    """
+    if not isinstance(spec, ServiceSpec):
+        raise ConfigError(f"{spec!r} is no ServiceSpec")
+    address, _, _ = check_key(*spec.key)
+    for field in ("scheduler", "persistence_group", "name"):
+        if not isinstance(getattr(spec, field), str):
+            raise ConfigError(f"{spec!r}: {field} must be a string")
+    for field in ("destinations", "rules"):
+        if not isinstance(getattr(spec, field), tuple | list):
+            raise ConfigError(f"{spec!r}: {field} must be a tuple")
+    if spec.persistence is not None:
+        check_number(spec.persistence, 1, SECONDS_MAX, f"{spec}: persistence (seconds)")
+    return replace(spec, address=address) if spec.address != address else spec
+
+
 def check_destination(spec: DestinationSpec, service: ServiceSpec) -> DestinationSpec:
     """The spec with its address normalised. ConfigError."""
+    if not isinstance(spec, DestinationSpec):
+        raise ConfigError(f"{service}: {spec!r} is no DestinationSpec")
     what = f"{service}: destination {spec.address!r}"
     address = check_address(spec.address, what)
     if address.version != ipaddress.ip_address(service.address).version:
         raise ConfigError(f"{what} is of the other IP family; masq needs one family")
-    if not isinstance(spec.weight, int) or not 0 <= spec.weight <= WEIGHT_MAX:
-        raise ConfigError(f"{what}: weight {spec.weight!r} is not between 0 and {WEIGHT_MAX}")
+    check_port(spec.port, what)
+    check_number(spec.weight, 0, WEIGHT_MAX, f"{what}: weight")
     if spec.method != "masq":
         raise ConfigError(f"{what}: forwarding method {spec.method!r} is not available; use masq")
-    return replace(spec, address=str(address), port=check_port(spec.port, what))
+    return replace(spec, address=str(address))
 
 
 def compile_rules(
@@ -81,6 +111,12 @@ def compile_rules(
     version = ipaddress.ip_address(service.address).version
     compiled = []
     for rule in rules:
+        if not isinstance(rule, SourceRule) or not isinstance(rule.sources, tuple | list):
+            raise ConfigError(f"{service}: {rule!r} is no SourceRule with a tuple of sources")
+        if not isinstance(rule.masquerade, bool):
+            raise ConfigError(
+                f"{service}: masquerade {rule.masquerade!r} is neither True nor False"
+            )
         try:
             networks = [ipaddress.ip_network(source) for source in rule.sources]
         except ValueError as error:
@@ -138,8 +174,6 @@ def compile_service(
         if source.version != address.version:
             raise ConfigError(f"{spec}: masquerade_address is of the other IP family")
         masquerade = source.packed
-    if spec.persistence is not None and not 1 <= spec.persistence < 1 << 31:
-        raise ConfigError(f"{spec}: persistence {spec.persistence!r} is not in 1..2^31-1 seconds")
     newest_first = [*reversed(handles.items())]
     weights = {(m.address, m.port): m.weight for m in spec.destinations}
     members = [(handle.id, weights[endpoint]) for endpoint, handle in newest_first]

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 from svcdp._core.engine import Destination as Handle
 from svcdp.abc import Scheduler
 from svcdp.errors import ConfigError, ConflictError, NotFoundError
-from svcdp.records import Endpoint, Key, Record, check_address, check_destination, check_key
+from svcdp.records import (
+    Endpoint,
+    Key,
+    Record,
+    check_address,
+    check_destination,
+    check_key,
+    check_service,
+)
 from svcdp.types import DestinationSpec, ServiceSpec
 
 if TYPE_CHECKING:
@@ -132,6 +140,7 @@ class Transaction:
             )
         except TypeError as error:
             raise ConfigError(f"service {address}: {error}") from None
+        check_service(spec)
         if staged is None:
             # Removed earlier in this transaction or never there: it starts without destinations.
             staged = VirtualService(spec, self._bases[key])

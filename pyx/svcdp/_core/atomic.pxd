@@ -35,6 +35,11 @@ cdef extern from * nogil:
         }
     }
 
+    static inline int svcdp_spin_trylock(uint8_t *lock)
+    {
+        return !__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE);
+    }
+
     static inline void svcdp_spin_unlock(uint8_t *lock)
     {
         __atomic_store_n(lock, 0, __ATOMIC_RELEASE);
@@ -61,4 +66,5 @@ cdef extern from * nogil:
     uint64_t add_u64 "svcdp_add"(uint64_t *p, uint64_t v)
     void prefetch "svcdp_prefetch"(const void *p)
     void spin_lock "svcdp_spin_lock"(uint8_t *lock)
+    bint spin_trylock "svcdp_spin_trylock"(uint8_t *lock)
     void spin_unlock "svcdp_spin_unlock"(uint8_t *lock)

@@ -63,15 +63,20 @@ cdef class PacketBatch:
         cdef PacketBatch batch = PacketBatch.__new__(PacketBatch)
         cdef svcdp_packet *packet
         cdef int64_t offset, length
-        if len(offsets) != len(lengths) or not 1 <= len(offsets) <= 1 << 20:
+        cdef list starts = list(offsets), sizes = list(lengths)
+        if len(starts) != len(sizes) or not 1 <= len(starts) <= 1 << 20:
             raise ValueError("offsets and lengths must be of one size, 1 to 1048576")
         if headroom > 0xffff:
             raise ValueError("headroom must be 65535 bytes at most")
-        batch.allocate(<uint32_t>len(offsets), 0, headroom)
+        batch.allocate(<uint32_t>len(starts), 0, headroom)
         PyObject_GetBuffer(buffer, &batch.borrowed, PyBUF_SIMPLE | PyBUF_WRITABLE)
         batch.is_borrowed = True
-        for offset, length in zip(offsets, lengths):
-            if length < 0 or offset < headroom or offset + length > batch.borrowed.len:
+        for offset, length in zip(starts, sizes):
+            if (
+                not 0 <= length <= 0xffffffff
+                or not headroom <= offset <= batch.borrowed.len
+                or length > batch.borrowed.len - offset
+            ):
                 raise ValueError(
                     f"packet {batch.count}: offset {offset}, length {length} and headroom"
                     f" {headroom} do not fit into {batch.borrowed.len} bytes")

@@ -9,7 +9,8 @@
 # Workers share the table. The index is cut into stripes, each with its own lock; a probe stays
 # inside one stripe. Readers take no stripe lock: they find a slot, lock the *record* and compare
 # the key. Whoever inserts or removes holds the stripe locks of both directions, the lower stripe
-# first, and then the record's. A removal moves slots, so a reader that found nothing asks the
+# first, and then the record's; only a record that is not in the table yet is locked before them,
+# by its maker. A removal moves slots, so a reader that found nothing asks the
 # stripe's sequence number whether it may believe that.
 #
 # Persistence templates are records too, of CONN_TEMPLATE as protocol, with one slot.
@@ -313,7 +314,9 @@ cdef inline uint32_t insert(
 ) noexcept nogil:
     """Make a filled record visible by its slots: both directions, or neither.
 
-    On KNOWN and CLASH, `other` is the connection in the way, locked.
+    On KNOWN and CLASH, `other` is the connection in the way, locked; NULL on a clash with
+    itself. The caller holds `conn` locked, which no slot names: nobody who waits for it holds a
+    stripe.
     """
     cdef bint both = conn.protocol != CONN_TEMPLATE
     cdef uint64_t there = conn_hash(table, conn, words, FROM_CLIENT)
@@ -329,6 +332,10 @@ cdef inline uint32_t insert(
     view.destination = address_of(conn, VIRTUAL, words)
     view.source_port = conn.client_port
     view.destination_port = conn.virtual_port
+    if both and there == back:
+        # Hairpin to the very address and port it came from: its own reply.
+        other[0] = NULL
+        return CLASH
     lock_stripes(table, there, back)
     other[0] = probe(table, &view, <uint32_t>there & table.mask, &direction)
     if other[0] is not NULL:
@@ -359,8 +366,8 @@ cdef inline uint32_t insert(
 cdef inline bint remove(
     Table *table, Conn *conn, uint32_t words, int64_t before, Conn *was
 ) noexcept nogil:
-    """Take a connection that nobody holds locked out of the table, if its deadline is not after
-    `before`. True when this call removed it; `was` is then what its record said.
+    """Take a connection out of the table, if its deadline is not after `before`. The caller does
+    not hold it locked. True when this call removed it; `was` is then what its record said.
     """
     cdef uint64_t there, back
     cdef uint32_t index = index_of(table, conn, words)
@@ -373,9 +380,12 @@ cdef inline bint remove(
     there = conn_hash(table, conn, words, FROM_CLIENT)
     back = conn_hash(table, conn, words, FROM_DESTINATION) if both else there
     spin_unlock(&conn.lock)
-    # Stripes come before records, so look again once they are held.
+    # Stripes come before records, so look again once they are held. Who holds the record now
+    # may have made a new connection of it and wait for these stripes: leave it to them.
     lock_stripes(table, there, back)
-    spin_lock(&conn.lock)
+    if not spin_trylock(&conn.lock):
+        unlock_stripes(table, there, back)
+        return False
     if (
         conn.protocol != CONN_FREE and conn.deadline <= before
         and both == (conn.protocol != CONN_TEMPLATE)

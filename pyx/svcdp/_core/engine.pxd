@@ -8,6 +8,7 @@ from svcdp._core.service cimport Service
 cdef class Core:
     cdef Engine *engine
     cdef list workers              # addresses of Worker
+    cdef dict choosers             # address of Service -> (chooser, candidates)
     cdef list retired              # (epoch, kind, address): freed when no packet can see them
     cdef list free_ids             # of destinations
     cdef set draining              # ids of removed destinations that connections still use
@@ -36,6 +37,8 @@ cdef class Core:
     cdef int reserve_destination(self, uint32_t id) except -1
     cdef int retire(self, list replaced, list services, object snapshot) except -1
     cdef int reclaim(self) except -1
+    cdef int drop_service(self, object pointer) except -1
+    cdef int64_t time_of(self, object now) except -1
     cdef void process_one(self, svcdp_packet *packet, object now) except *
     cdef Service *find_service(self, bytes address, uint16_t port, uint8_t protocol)
     cdef tuple connection_row(self, uint32_t pool, uint32_t index)

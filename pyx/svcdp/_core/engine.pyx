@@ -7,19 +7,26 @@ from cpython.buffer cimport (
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from svcdp._core.answer cimport answer
 from svcdp._core.batch cimport PacketBatch
 from svcdp._core.conn cimport table_free, table_init
-from svcdp._core.memory cimport ntohs
+from svcdp._core.memory cimport load32, ntohs
 from svcdp._core.path cimport *
 from svcdp._core.sched cimport advance
 from svcdp._core.service cimport service_free, service_new
 from svcdp._core.table cimport snapshot_new, snapshot_next, snapshot_services
 
+import cython
+
+from ipaddress import IPv6Address
+
 from svcdp.types import Flow, Reason, Verdict
+
+cdef extern from "Python.h":
+    void PyErr_SetInterrupt()
 
 cdef extern from "<arpa/inet.h>" nogil:
     const char *inet_ntop(int family, const void *source, char *target, unsigned size)
@@ -33,6 +40,9 @@ STATES = (
     "CLOSE_WAIT", "LAST_ACK", "LISTEN", "SYNACK", "UDP", "SCTP",
 )
 
+# ns; no timeout added to it overflows.
+cdef int64_t TIME_MAX = <int64_t>1 << 62
+
 cdef enum:
     # What waits in Core.retired.
     RETIRED_MEMORY = 0
@@ -43,7 +53,10 @@ cdef enum:
 
 
 cdef str format_address(const uint8_t *address, uint32_t words):
+    """As `ipaddress` prints it; the C library has its own form for IPv4 inside IPv6."""
     cdef char text[46]
+    if words == 4 and load32(address) == 0 and load32(address + 4) == 0:
+        return str(IPv6Address(PyBytes_FromStringAndSize(<const char *>address, 16)))
     inet_ntop(AF_INET if words == 1 else AF_INET6, address, text, sizeof(text))
     return (<bytes>text).decode("ascii")
 
@@ -73,17 +86,26 @@ cdef int32_t choose_python(Service *service, const View *view, Worker *worker) n
             if service.members[i].destination == chosen.state:
                 return <int32_t>i
         return -1
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            PyErr_SetInterrupt()   # it was meant for the program: raise it there
         worker.scheduler_errors += 1
         return pick_rr(service)
 
 
+# What a Destination shows that did not come from a Core.
+cdef Dest NOBODY
+
+
 cdef class Destination:
-    """One destination of a service, with its live counters. Valid as long as it is held."""
+    """One destination of a service, with its live counters while the service has it."""
     cdef Core core
     cdef Dest *state
     cdef readonly str address
     cdef readonly uint32_t weight
+
+    def __cinit__(self):
+        self.state = &NOBODY
 
     @property
     def id(self):
@@ -168,6 +190,7 @@ cdef class Result:
             f" destination={self.destination!r}>")
 
 
+@cython.no_gc_clear
 cdef class Core:
     """The packet core. Use it through `svcdp.Dataplane`, which checks what it is given.
 
@@ -181,6 +204,7 @@ cdef class Core:
         cdef uint64_t random = seed
         cdef int i
         self.workers = []
+        self.choosers = {}
         self.retired = []
         self.free_ids = []
         self.draining = set()
@@ -269,8 +293,14 @@ cdef class Core:
     ) noexcept nogil:
         return answer(packet.data, packet.len, out, capacity)
 
+    cdef int64_t time_of(self, object now) except -1:
+        cdef object time = self.clock() if now is None else now
+        if not 0 <= time <= TIME_MAX:
+            raise ValueError(f"now must be ns from 0 to 2^62, not {time}")
+        return time
+
     cdef void process_one(self, svcdp_packet *packet, object now) except *:
-        cdef int64_t time = self.clock() if now is None else now
+        cdef int64_t time = self.time_of(now)
         cdef Worker *worker = self.worker_acquire()
         run(self.engine, worker, packet, 1, time)
         self.worker_release(worker)
@@ -322,7 +352,7 @@ cdef class Core:
         Returns the verdicts, one byte a packet. A PacketBatch also keeps the reasons.
         The GIL is free meanwhile, and several threads may each process a batch of their own.
         """
-        cdef int64_t time = self.clock() if now is None else now
+        cdef int64_t time = self.time_of(now)
         if isinstance(batch, PacketBatch):
             return self.process_contiguous(<PacketBatch>batch, time)
         return self.process_buffers(batch, time)
@@ -344,38 +374,38 @@ cdef class Core:
         return batch.verdicts()
 
     def process_buffers(self, buffers, int64_t now):
-        """`process_batch` of a sequence of buffers, BURST of them at a time."""
-        cdef svcdp_packet packets[BURST]
-        cdef Py_buffer views[BURST]
+        """`process_batch` of a sequence of buffers. All of them are checked before the first
+        packet is touched.
+        """
         cdef list items = list(buffers)
-        cdef bytes verdicts = PyBytes_FromStringAndSize(NULL, len(items))
+        cdef Py_ssize_t count = len(items), held = 0, i
+        cdef bytes verdicts = PyBytes_FromStringAndSize(NULL, count)
         cdef char *out = verdicts
-        cdef Py_ssize_t start
-        cdef uint32_t held, i
-        cdef Worker *worker = self.worker_acquire()
+        cdef svcdp_packet *packets = <svcdp_packet *>calloc(count + 1, sizeof(svcdp_packet))
+        cdef Py_buffer *views = <Py_buffer *>malloc((count + 1) * sizeof(Py_buffer))
+        cdef Worker *worker
         try:
-            for start in range(0, len(items), BURST):
-                held = 0
-                try:
-                    memset(packets, 0, sizeof(packets))
-                    for i in range(<uint32_t>min(len(items) - start, <Py_ssize_t>BURST)):
-                        PyObject_GetBuffer(
-                            items[start + i], &views[i], PyBUF_SIMPLE | PyBUF_WRITABLE)
-                        held += 1
-                        packets[i].data = <uint8_t *>views[i].buf
-                        packets[i].len = <uint32_t>min(views[i].len, <Py_ssize_t>0xffffffff)
-                    if held < BATCH_NOGIL:
-                        run(self.engine, worker, packets, held, now)
-                    else:
-                        with nogil:
-                            run(self.engine, worker, packets, held, now)
-                    for i in range(held):
-                        out[start + i] = packets[i].verdict
-                finally:
-                    for i in range(held):
-                        PyBuffer_Release(&views[i])
-        finally:
+            if packets is NULL or views is NULL or count > 0xffffffff:
+                raise MemoryError(f"cannot process {count} packets at once")
+            for i in range(count):
+                PyObject_GetBuffer(items[i], &views[i], PyBUF_SIMPLE | PyBUF_WRITABLE)
+                held += 1
+                packets[i].data = <uint8_t *>views[i].buf
+                packets[i].len = <uint32_t>min(views[i].len, <Py_ssize_t>0xffffffff)
+            worker = self.worker_acquire()
+            if count < BATCH_NOGIL:
+                run(self.engine, worker, packets, <uint32_t>count, now)
+            else:
+                with nogil:
+                    run(self.engine, worker, packets, <uint32_t>count, now)
             self.worker_release(worker)
+            for i in range(count):
+                out[i] = packets[i].verdict
+        finally:
+            for i in range(held):
+                PyBuffer_Release(&views[i])
+            free(views)
+            free(packets)
         return verdicts
 
     def answer(self, packet):
@@ -477,6 +507,8 @@ cdef class Core:
             for record, edits in services:
                 service = service_new(record, &self.engine.destinations)
                 added.append(<uintptr_t>service)
+                if record.chooser is not None:
+                    self.choosers[<uintptr_t>service] = (record.chooser, record.candidates)
                 service.hash = service_hash(
                     &self.engine.table.key, service.address, service.words, service.port,
                     service.protocol)
@@ -493,7 +525,7 @@ cdef class Core:
             snapshot = snapshot_next(old, added, outgoing, replaced)
         except BaseException:
             for pointer in added:
-                service_free(<Service *><uintptr_t>pointer)
+                self.drop_service(pointer)
             raise
         for id in removed_ids:
             dest_of(&self.engine.destinations, id).removed = True
@@ -521,12 +553,11 @@ cdef class Core:
         return 0
 
     cdef int reclaim(self) except -1:
-        """Free what no packet on its way can still see; reuse ids that no connection uses."""
+        """Free what no packet on its way can still see."""
         cdef uint64_t oldest = <uint64_t>-1
         cdef uint64_t epoch
         cdef list kept = []
         cdef list items = self.retired
-        cdef Dest *state
         # Taken out first: freeing a scheduler may run Python, and that may come back here.
         self.retired = []
         for pointer in self.workers:
@@ -537,23 +568,32 @@ cdef class Core:
             if item[0] > oldest:
                 kept.append(item)
             elif item[1] == RETIRED_SERVICE:
-                service_free(<Service *><uintptr_t>item[2])
+                self.drop_service(item[2])
             else:
                 free(<void *><uintptr_t>item[2])
         self.retired += kept
-        if not self.retired:
-            for id in [*self.draining]:
-                state = dest_of(&self.engine.destinations, id)
-                if state.active + state.inactive == 0:
-                    self.draining.discard(id)
-                    self.free_ids.append(id)
+        return 0
+
+    cdef int drop_service(self, object pointer) except -1:
+        service_free(<Service *><uintptr_t>pointer)
+        self.choosers.pop(pointer, None)
         return 0
 
     # -- observation -----------------------------------------------------------------------------
 
     def draining_ids(self):
-        """Ids of removed destinations that connections still use."""
+        """Ids of removed destinations that connections still use.
+
+        The others of them may be given to new destinations from now on, so the caller sees to
+        it that nobody has plans for one.
+        """
         self.reclaim()
+        # A packet on its way may still make a connection from a retired snapshot.
+        if not self.retired:
+            for id in [*self.draining]:
+                if load_u32(&dest_of(&self.engine.destinations, id).references) == 0:
+                    self.draining.discard(id)
+                    self.free_ids.append(id)
         return frozenset(self.draining)
 
     def traffic(self, uint32_t id):
@@ -627,7 +667,7 @@ cdef class Core:
         self, uint8_t protocol, bytes source, uint16_t source_port, bytes destination,
         uint16_t destination_port, int64_t now,
     ):
-        """What the tables say of a flow; nothing changes.
+        """What the tables say of the first packet of a flow (TCP: a SYN); nothing changes.
 
         (row of its connection or None, whether the flow is the reply of that connection,
         index of the service's rule that admits the source or -1, index of the member it is
@@ -646,6 +686,7 @@ cdef class Core:
         memset(&view, 0, sizeof(view))
         view.words = <uint8_t>(PyBytes_GET_SIZE(source) // 4)
         view.protocol = protocol
+        view.tcp_flags = TCP_SYN
         view.source = <const uint8_t *>PyBytes_AS_STRING(source)
         view.destination = <const uint8_t *>PyBytes_AS_STRING(destination)
         view.source_port = htons(source_port)

@@ -93,7 +93,7 @@ cdef inline uint8_t parse_ip(
     view.end = start + total
     protocol = ip[6]
     offset = 40
-    for _ in range(EXTENSION_HEADERS_MAX):
+    for _ in range(EXTENSION_HEADERS_MAX + 1):
         if protocol == PROTOCOL_FRAGMENT:
             if offset + 8 > total:
                 return SVCDP_REASON_TRUNCATED

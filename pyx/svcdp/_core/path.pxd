@@ -68,12 +68,15 @@ cdef inline int32_t *load_of(Dest *target, uint8_t state) noexcept nogil:
 cdef inline void expire(
     Engine *engine, Worker *worker, Conn *conn, uint32_t words, int64_t before
 ) noexcept nogil:
-    """Remove a connection that nobody holds locked, unless it has been used since."""
+    """Remove a connection unless it has been used since. The caller does not hold it locked."""
     cdef Conn was
+    cdef Dest *target
     if not remove(&engine.table, conn, words, before, &was):
         return
     if was.protocol != CONN_TEMPLATE:
-        add_i32(load_of(dest_of(&engine.destinations, was.destination), was.state), -1)
+        target = dest_of(&engine.destinations, was.destination)
+        add_i32(load_of(target, was.state), -1)
+        add_u32(&target.references, <uint32_t>-1)
         worker.expired += 1
 
 
@@ -214,6 +217,13 @@ cdef inline int32_t sticky_member(
     return result
 
 
+cdef inline void discard(Engine *engine, Conn *conn, uint32_t words) noexcept nogil:
+    """Give back a record, locked, that did not get into the table."""
+    store_u8(&conn.protocol, CONN_FREE)
+    release(&engine.table, conn, words)
+    spin_unlock(&conn.lock)
+
+
 cdef inline void remember(
     Engine *engine, Worker *worker, const Service *service, const uint8_t *client,
     const Dest *target, int64_t now
@@ -233,6 +243,7 @@ cdef inline void remember(
         conn = allocate(&engine.table, words)
         if conn is NULL:
             return
+        spin_lock(&conn.lock)
         conn.state = conn.flags = 0
         conn.destination = 0
         conn.packets = 0
@@ -245,9 +256,9 @@ cdef inline void remember(
         conn.deadline = now + service.persistence
         store_u8(&conn.protocol, CONN_TEMPLATE)
         if insert(&engine.table, conn, words, &other) == INSERTED:
+            spin_unlock(&conn.lock)
             return
-        store_u8(&conn.protocol, CONN_FREE)
-        release(&engine.table, conn, words)
+        discard(engine, conn, words)
         if other is NULL:
             return
         conn = other
@@ -270,6 +281,7 @@ cdef inline uint32_t connect(
     cdef uint32_t outcome = CLASH
     cdef uint32_t tries = engine.port_count if masquerade else 1
     cdef uint32_t port = 0
+    cdef bint over
     cdef Conn *other = NULL
     cdef Conn *conn = allocate(&engine.table, words)
     if conn is NULL:
@@ -279,6 +291,7 @@ cdef inline uint32_t connect(
             return FULL
     if tries > PORTS_TRIED_MAX:
         tries = PORTS_TRIED_MAX
+    spin_lock(&conn.lock)
     conn.state = next_state(view.protocol, STATE_NONE, FROM_CLIENT, view.tcp_flags)
     conn.flags = CONN_MASQUERADE if masquerade else 0
     conn.destination = target.id
@@ -302,26 +315,26 @@ cdef inline uint32_t connect(
         outcome = insert(&engine.table, conn, words, &other)
         if outcome == INSERTED or outcome == FULL:
             break
-        if other.deadline <= now:
-            spin_unlock(&other.lock)
-            expire(engine, worker, other, words, now)
-            continue
-        if outcome == KNOWN:
+        if outcome == KNOWN and other.deadline > now:
             forward(
                 engine, worker, packet, view, other, FROM_CLIENT, SVCDP_REASON_ESTABLISHED, now)
             spin_unlock(&other.lock)
             break
-        spin_unlock(&other.lock)
+        if other is not NULL:
+            over = other.deadline <= now
+            spin_unlock(&other.lock)
+            if over:
+                expire(engine, worker, other, words, now)
+                continue
         tries -= 1
         port = port + 1 if port + 1 < engine.port_count else 0
     if outcome != INSERTED:
-        store_u8(&conn.protocol, CONN_FREE)
-        release(&engine.table, conn, words)
+        discard(engine, conn, words)
         return INSERTED if outcome == KNOWN else outcome
     add_i32(load_of(target, conn.state), 1)
+    add_u32(&target.references, 1)
     add_u64(&target.connections, 1)
     worker.created += 1
-    spin_lock(&conn.lock)
     forward(engine, worker, packet, view, conn, FROM_CLIENT, SVCDP_REASON_NEW, now)
     spin_unlock(&conn.lock)
     return INSERTED
@@ -375,7 +388,8 @@ cdef inline void new_connection(
             decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_MASQUERADE)
             return
         outcome = connect(engine, worker, service, masquerade, packet, view, target, now)
-        if outcome != CLASH or sticky:
+        # A scheduler written in Python is asked once for a connection.
+        if outcome != CLASH or sticky or service.scheduler == SCHEDULER_PYTHON:
             break
     if outcome == FULL:
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_TABLE_FULL)

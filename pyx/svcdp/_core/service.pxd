@@ -25,6 +25,7 @@ cdef struct Dest:
     uint8_t removed            # no longer in its service; connections may still use it
     int32_t active             # connections, as schedulers count them
     int32_t inactive
+    uint32_t references        # connections in the table
     uint64_t connections       # ever made
 
 # One per destination and worker, so that counting shares no cache line.
@@ -73,8 +74,8 @@ cdef struct Service:
     uint64_t weight_total
     Member *members            # head of the list first: the newest
     Rule *rules
-    PyObject *chooser          # a scheduler written in Python, or NULL; owned
-    PyObject *candidates       # the tuple it chooses from; owned
+    PyObject *chooser          # a scheduler written in Python, or NULL; owned by the Core
+    PyObject *candidates       # the tuple it chooses from; owned by the Core
     SchedState state
 
 cdef struct DestinationTable:

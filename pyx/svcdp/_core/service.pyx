@@ -1,7 +1,6 @@
 """Virtual services, per change: built from what the dataplane compiled, and freed."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -71,15 +70,15 @@ cdef int fill(Service *service, object record, DestinationTable *destinations) e
         raise OverflowError("the weights of a service add up to more than 2^32 - 1")
     service.state.position = -1
     if record.chooser is not None:
-        Py_INCREF(record.chooser)
         service.chooser = <PyObject *>record.chooser
-        Py_INCREF(record.candidates)
         service.candidates = <PyObject *>record.candidates
     return 0
 
 
 cdef Service *service_new(object record, DestinationTable *destinations) except NULL:
-    """A service from a compiled record (see `svcdp.dataplane`). The caller owns it."""
+    """A service from a compiled record (see `svcdp.records`). The caller owns it, and keeps the
+    record's chooser and candidates for as long.
+    """
     cdef Service *service = <Service *>allocate(1, sizeof(Service))
     try:
         fill(service, record, destinations)
@@ -96,6 +95,4 @@ cdef void service_free(Service *service) noexcept:
             free(service.rules[i].networks)
     free(service.rules)
     free(service.members)
-    Py_XDECREF(service.chooser)
-    Py_XDECREF(service.candidates)
     free(service)

@@ -36,7 +36,8 @@ cdef inline void complete_checksum(uint8_t *data, const View *view) noexcept nog
         return
     if view.protocol == PROTOCOL_UDP:
         field = 6
-        size = ntohs(load16(transport + 4))
+        # Read again, so bounded again: the caller's buffer may have changed meanwhile.
+        size = min(size, <uint32_t>ntohs(load16(transport + 4)))
     store16(transport + field, 0)
     checksum = transport_checksum(
         data + source_offset(view.words), data + destination_offset(view.words), view.words,
