@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 import threading
 import time
@@ -22,7 +21,7 @@ from svcdp.explain import (
     normal_flow,
     parse_flow,
 )
-from svcdp.records import Endpoint, Key, check_key, check_service, compile_service
+from svcdp.records import Endpoint, Key, check_key, check_service, compile_service, parse_address
 from svcdp.status import Captures, Connection, DestinationStatus, ServiceStatus, Stats
 from svcdp.transaction import Installed, Transaction, VirtualService
 from svcdp.types import Flow, Protocol, ServiceSpec
@@ -275,8 +274,7 @@ class Dataplane(Core):
                 if handle is not None:
                     restored.append(handle.id)
                 else:
-                    address = ipaddress.ip_address(endpoint[0]).packed
-                    handle = self.new_destination(address, endpoint[1])
+                    handle = self.new_destination(parse_address(endpoint[0]).packed, endpoint[1])
                     fresh.append(handle)
             handles[endpoint] = handle
         record = compile_service(spec, handles, scheduler, self._affinity(spec))
@@ -400,9 +398,9 @@ class Dataplane(Core):
         with self._lock:
             row, is_reply, rule_index, member = self.inspect(
                 Protocol[flow.protocol.upper()],
-                ipaddress.ip_address(flow.source).packed,
+                parse_address(flow.source).packed,
                 flow.source_port,
-                ipaddress.ip_address(flow.destination).packed,
+                parse_address(flow.destination).packed,
                 flow.destination_port,
                 now,
             )

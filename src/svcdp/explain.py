@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 
 from svcdp.errors import ConfigError
-from svcdp.records import Endpoint, check_address, check_key, check_port
+from svcdp.records import Endpoint, check_address, check_key, check_port, parse_address
 from svcdp.status import Connection
 from svcdp.types import Flow, ServiceSpec
 
@@ -78,10 +77,10 @@ def normal_flow(flow: Flow) -> Flow:
         flow.destination, flow.destination_port, flow.protocol
     )
     source = check_address(flow.source, "flow")
-    if source.version != ipaddress.ip_address(destination).version:
+    if source.version != parse_address(destination).version:
         raise ConfigError(f"flow {flow}: source and destination are of different IP families")
     return Flow(
-        protocol, str(source), check_port(flow.source_port, "flow"), destination, destination_port
+        protocol, source.text, check_port(flow.source_port, "flow"), destination, destination_port
     )
 
 

@@ -6,6 +6,8 @@ import ipaddress
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 from svcdp import schedulers
 from svcdp._core.engine import Destination as Handle
@@ -17,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[str, int, str]
 Endpoint = tuple[str, int]
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 WEIGHT_MAX = (1 << 31) - 1
 SECONDS_MAX = (1 << 31) - 1
@@ -42,11 +43,40 @@ class Record:
     rules: tuple[tuple[tuple[tuple[bytes, bytes], ...] | None, bool, int], ...]
 
 
+class Address(NamedTuple):
+    """An IP address: as `ipaddress` prints it, and as it is on the wire."""
+
+    text: str
+    packed: bytes
+    version: int
+
+
+# A cluster names each of its addresses many times.
+@lru_cache(maxsize=1 << 17)
+def parse_address(text: str) -> Address:
+    """ValueError unless the text is an IP address without a scope id: packets carry none."""
+    if "%" in text:
+        raise ValueError(f"{text!r} has a scope id")
+    address = ipaddress.ip_address(text)
+    return Address(str(address), address.packed, address.version)
+
+
+@lru_cache(maxsize=1024)
+def parse_networks(sources: tuple[str, ...], version: int) -> tuple[tuple[bytes, bytes], ...]:
+    """(address, mask) of the CIDRs of one IP version. ValueError."""
+    networks = [ipaddress.ip_network(source) for source in sources]
+    return tuple(
+        (network.network_address.packed, network.netmask.packed)
+        for network in networks
+        if network.version == version
+    )
+
+
 def check_address(text: str, what: str) -> Address:
-    """ConfigError unless the text is an IP address, without a scope id: packets carry none."""
+    """As parse_address(), with a ConfigError that says where the text stands."""
     try:
-        if isinstance(text, str) and "%" not in text:
-            return ipaddress.ip_address(text)
+        if isinstance(text, str):
+            return parse_address(text)
     except ValueError:
         pass
     raise ConfigError(f"{what}: {text!r} is no IP address")
@@ -69,7 +99,7 @@ def check_key(address: str, port: int, protocol: str) -> Key:
     what = f"service {address!r}"
     if protocol not in ("tcp", "udp", "sctp"):
         raise ConfigError(f"{what}: protocol {protocol!r} is none of tcp, udp, sctp")
-    return (str(check_address(address, what)), check_port(port, what), protocol)
+    return (check_address(address, what).text, check_port(port, what), protocol)
 
 
 def check_service(spec: ServiceSpec) -> ServiceSpec:
@@ -94,21 +124,23 @@ def check_destination(spec: DestinationSpec, service: ServiceSpec) -> Destinatio
     """The spec with its address normalised. ConfigError."""
     if not isinstance(spec, DestinationSpec):
         raise ConfigError(f"{service}: {spec!r} is no DestinationSpec")
-    what = f"{service}: destination {spec.address!r}"
-    address = check_address(spec.address, what)
-    if address.version != ipaddress.ip_address(service.address).version:
-        raise ConfigError(f"{what} is of the other IP family; masq needs one family")
-    check_port(spec.port, what)
-    check_number(spec.weight, 0, WEIGHT_MAX, f"{what}: weight")
-    if spec.method != "masq":
-        raise ConfigError(f"{what}: forwarding method {spec.method!r} is not available; use masq")
-    return replace(spec, address=str(address))
+    try:
+        address = check_address(spec.address, "address")
+        if (":" in service.address) != (address.version == 6):
+            raise ConfigError("address of the other IP family; masq needs one family")
+        check_port(spec.port, "destination")
+        check_number(spec.weight, 0, WEIGHT_MAX, "weight")
+        if spec.method != "masq":
+            raise ConfigError(f"forwarding method {spec.method!r} is not available; use masq")
+    except ConfigError as error:
+        raise ConfigError(f"{service}: destination {spec.address!r}: {error}") from None
+    return spec if spec.address == address.text else replace(spec, address=address.text)
 
 
 def compile_rules(
     rules: tuple[SourceRule, ...], service: ServiceSpec
 ) -> tuple[tuple[tuple[tuple[bytes, bytes], ...] | None, bool, int], ...]:
-    version = ipaddress.ip_address(service.address).version
+    version = parse_address(service.address).version
     compiled = []
     for rule in rules:
         if not isinstance(rule, SourceRule) or not isinstance(rule.sources, tuple | list):
@@ -118,21 +150,17 @@ def compile_rules(
                 f"{service}: masquerade {rule.masquerade!r} is neither True nor False"
             )
         try:
-            networks = [ipaddress.ip_network(source) for source in rule.sources]
+            if not all(isinstance(source, str) for source in rule.sources):
+                raise ValueError(f"{rule.sources!r} are not all strings")
+            # Networks of the other family admit nobody; that is not "any".
+            networks = parse_networks(tuple(rule.sources), version) if rule.sources else None
         except ValueError as error:
             raise ConfigError(f"{service}: source rule: {error}") from None
         if rule.on_empty not in ("reject", "drop"):
             raise ConfigError(f"{service}: on_empty {rule.on_empty!r} is neither reject nor drop")
         compiled.append(
             (
-                # Networks of the other family admit nobody; that is not "any".
-                tuple(
-                    (network.network_address.packed, network.netmask.packed)
-                    for network in networks
-                    if network.version == version
-                )
-                if rule.sources
-                else None,
+                networks,
                 rule.masquerade,
                 int(Verdict.REJECT if rule.on_empty == "reject" else Verdict.DROP),
             )
@@ -167,7 +195,7 @@ def compile_service(
     """What the core takes for a spec whose destinations have these handles, in the order in which
     they were added. ConfigError.
     """
-    address = ipaddress.ip_address(spec.address)
+    address = parse_address(spec.address)
     masquerade = None
     if spec.masquerade_address is not None:
         source = check_address(spec.masquerade_address, f"{spec}: masquerade_address")

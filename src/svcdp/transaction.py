@@ -60,8 +60,7 @@ class VirtualService:
         endpoint = (member.address, member.port)
         if endpoint in self._members:
             raise ConflictError(f"{self._spec} already has a destination {address}:{port}")
-        self._members[endpoint] = member
-        self._edits.append(("add", endpoint, member.weight))
+        self._insert(endpoint, member)
 
     def update(self, address: str, port: int, *, weight: int) -> None:
         """Change a destination's weight; 0 gives it no new connections. NotFoundError."""
@@ -76,8 +75,12 @@ class VirtualService:
         del self._members[endpoint]
         self._edits.append(("remove", endpoint, 0))
 
+    def _insert(self, endpoint: Endpoint, member: DestinationSpec) -> None:
+        self._members[endpoint] = member
+        self._edits.append(("add", endpoint, member.weight))
+
     def _endpoint(self, address: str, port: int) -> Endpoint:
-        endpoint = (str(check_address(address, f"{self._spec}: destination")), port)
+        endpoint = (check_address(address, f"{self._spec}: destination").text, port)
         if endpoint not in self._members:
             raise NotFoundError(f"{self._spec} has no destination {address}:{port}")
         return endpoint
@@ -97,7 +100,7 @@ class VirtualService:
         for endpoint, member in wanted.items():
             have = self._members.get(endpoint)
             if have is None:
-                self.add(member.address, member.port, member.weight, member.method)
+                self._insert(endpoint, member)
             elif have != member:
                 self.update(*endpoint, weight=member.weight)
 
