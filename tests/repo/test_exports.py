@@ -8,9 +8,12 @@ import pkgutil
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 import svcdp
+from svcdp.cli.group import cli
+from svcdp.node.config import settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +41,24 @@ def test_exported_names_are_documented(name: str) -> None:
 
 def test_the_reference_lists_the_public_names() -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
-    section = text.partition("## `svcdp`")[2].partition("\n## ")[0]
+    section = text.partition("## `svcdp`")[2].partition("\n###")[0]
     listed = re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (.*?) \|", section, re.M)))
     assert sorted(listed) == sorted(set(svcdp.__all__) - {"__version__"})
+
+
+def test_the_reference_lists_the_settings() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| `(--[\w-]+)` \|", text, re.M)
+    assert listed == [(setting.key, setting.flag) for setting in settings()]
+
+
+def test_the_reference_lists_the_reasons() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text()
+    section = text.partition("### Verdicts and reasons")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)`", section, re.M)) == {r.name for r in svcdp.Reason}
+
+
+def test_the_reference_lists_the_commands() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text()
+    listed = re.findall(r"^\| `svcdp (\w+)", text, re.M)
+    assert sorted(listed) == sorted(cli.list_commands(click.Context(cli)))
