@@ -1,4 +1,4 @@
-"""Mistakes that a type checker must find. ``# E: code`` is mypy's name of each."""
+"""Mistakes that a type checker must find; the comments name each as mypy does."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,12 @@ dp.explain(b"tcp")  # E: arg-type
 
 with dp.transaction() as tx:
     tx.service("10.96.0.10", "http")  # E: arg-type
-    tx.service("10.96.0.10", 80).update("10.1.1.7", 8080, 0)  # E: misc
+    tx.service("10.96.0.10", 80).update("10.1.1.7", 8080, 0)  # E: call-arg
 
 svcdp.PacketBatch("64")  # E: arg-type
 svcdp.ServiceSpec("10.96.0.10", 80).port = 81  # E: misc
 svcdp.SourceRule(on_empty="ignore")  # E: arg-type
-NodeContext(addresses="192.0.2.1")  # E: arg-type
+NodeContext(addresses=1)  # E: arg-type
 svcdp.register_scheduler("class")(str)  # E: type-var
 
 
