@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import doctest
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,3 +65,26 @@ def test_python_in_documents(path: Path, tmp_path: Path, monkeypatch: pytest.Mon
             code = compile("\n" * block.line + block.code, str(path), "exec")
             if block.runs:
                 exec(code, namespace)
+
+
+def sessions(path: Path) -> Iterator[tuple[str, str]]:
+    """Commands of a document that show their output, and that output."""
+    for block in re.findall(r"^```console\n(.*?)^```$", path.read_text(), re.M | re.S):
+        for command, output in re.findall(r"^\$ (.*)\n((?:[^$#].*\n|\n)+)", block, re.M):
+            yield command, output
+
+
+@pytest.mark.parametrize(
+    ("command", "output"), [session for path in DOCUMENTS for session in sessions(path)]
+)
+def test_commands_print_what_documents_show(command: str, output: str) -> None:
+    name, *arguments = shlex.split(command)
+    assert name == "svcdp", "only svcdp's own output is shown"
+    done = subprocess.run(
+        [sys.executable, "-m", "svcdp", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.stdout == output
