@@ -70,8 +70,7 @@ def test_python_in_documents(path: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def sessions(path: Path) -> Iterator[tuple[str, str]]:
     """Commands of a document that show their output, and that output."""
     for block in re.findall(r"^```console\n(.*?)^```$", path.read_text(), re.M | re.S):
-        for command, output in re.findall(r"^\$ (.*)\n((?:[^$#].*\n|\n)+)", block, re.M):
-            yield command, output
+        yield from re.findall(r"^\$ (.*)\n((?:[^$#].*\n|\n)+)", block, re.M)
 
 
 @pytest.mark.parametrize(
