@@ -1,0 +1,183 @@
+"""Answers to rejected packets: RFC 9293 3.10.7.1, RFC 792 and RFC 4443, read by scapy."""
+
+from __future__ import annotations
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrDestOpt
+from scapy.layers.sctp import SCTP, SCTPChunkInit
+from scapy.packet import Packet
+from scapy_oracle import CLIENT, REAL, VIRTUAL, header
+
+import svcdp
+from svcdp import Reason, Verdict
+
+
+@pytest.fixture
+def dp() -> svcdp.Dataplane:
+    """Services that nobody serves, and one that somebody does."""
+    dp = svcdp.Dataplane(64, 1, clock=lambda: 0)
+    with dp.transaction() as tx:
+        for family in (4, 6):
+            for protocol in ("tcp", "udp", "sctp"):
+                tx.service(VIRTUAL[family], 80, protocol)
+            tx.service(VIRTUAL[family], 81, "tcp").add(REAL[family], 81)
+    return dp
+
+
+def answered(dp: svcdp.Dataplane, packet: Packet, reason: Reason, padding: bytes = b"") -> Packet:
+    """The answer, whose checksums scapy has confirmed."""
+    sent = bytearray(bytes(packet) + padding)
+    before = bytes(sent)
+    result = dp.process(sent, 0)
+    assert (result.verdict, result.reason) == (Verdict.REJECT, reason)
+    assert bytes(sent) == before
+    assert result.packet is not None
+    data = bytes(result.packet)
+    assert dp.answer(before) == data
+    answer = packet.__class__(data)
+    at = 20 if answer.version == 4 else 40
+    head = answer.__class__(data[:at])
+    if at == 20:
+        del head.len, head.chksum
+    else:
+        del head.plen
+    if answer.haslayer(TCP):
+        body = answer[TCP].copy()
+        del body.chksum
+    else:
+        # As bytes: scapy would mend what is quoted.
+        error = ICMP(type=3, code=3) if at == 20 else ICMPv6DestUnreach(code=4)
+        body = error / data[at + 8 :]
+    assert bytes(head / body) == data
+    assert (answer.src, answer.dst) == (packet.dst, packet.src)
+    return answer
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(
+    ("flags", "payload", "reset"),
+    [
+        # (sequence number, acknowledgement, flags) of RFC 9293: with ACK <SEQ=SEG.ACK><RST>,
+        # without <SEQ=0><ACK=SEG.SEQ+SEG.LEN><RST,ACK>; SYN and FIN count as one each.
+        ("S", b"", (0, 1001, "RA")),
+        ("S", b"fast open", (0, 1010, "RA")),
+        ("SF", b"x", (0, 1003, "RA")),
+        ("SA", b"", (77, 0, "R")),
+    ],
+)
+def test_a_reset_from_a_service_without_destinations(
+    dp: svcdp.Dataplane, family: int, flags: str, payload: bytes, reset: tuple[int, int, str]
+) -> None:
+    segment = TCP(sport=4000, dport=80, flags=flags, seq=1000, ack=77, options=[("NOP", None)] * 4)
+    packet = header(family, CLIENT[family], VIRTUAL[family]) / segment / payload
+    answer = answered(dp, packet, Reason.NO_DESTINATION, padding=b"pad")
+    tcp = answer[TCP]
+    assert (tcp.sport, tcp.dport) == (80, 4000)
+    assert (tcp.seq, tcp.ack, str(tcp.flags)) == reset
+    assert (tcp.dataofs, tcp.window, bytes(tcp.payload)) == (5, 0, b"")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(
+    ("flags", "reset"),
+    [
+        ("A", (77, 0, "R")),
+        ("PA", (77, 0, "R")),
+        ("FA", (77, 0, "R")),
+        ("F", (0, 1004, "RA")),
+        ("", (0, 1003, "RA")),
+    ],
+)
+def test_a_reset_for_an_unknown_connection(
+    dp: svcdp.Dataplane, family: int, flags: str, reset: tuple[int, int, str]
+) -> None:
+    segment = TCP(sport=4000, dport=81, flags=flags, seq=1000, ack=77) / b"abc"
+    answer = answered(
+        dp, header(family, CLIENT[family], VIRTUAL[family]) / segment, Reason.NO_CONNECTION
+    )
+    assert (answer[TCP].seq, answer[TCP].ack, str(answer[TCP].flags)) == reset
+
+
+def test_sequence_numbers_wrap(dp: svcdp.Dataplane) -> None:
+    segment = TCP(sport=1, dport=80, flags="S", seq=0xFFFFFFFF)
+    assert (
+        answered(dp, IP(src=CLIENT[4], dst=VIRTUAL[4]) / segment, Reason.NO_DESTINATION)[TCP].ack
+        == 0
+    )
+
+
+@pytest.mark.parametrize("body", [UDP(sport=4000, dport=80), SCTP(sport=4000, dport=80)])
+@pytest.mark.parametrize("size", [0, 1, 500, 547 - 28 + 1, 1231, 1400, 9000])
+@pytest.mark.parametrize("family", [4, 6])
+def test_port_unreachable(dp: svcdp.Dataplane, family: int, size: int, body: Packet) -> None:
+    payload = b"q" * size if isinstance(body, UDP) else bytes(SCTPChunkInit()) + b"q" * size
+    packet = header(family, CLIENT[family], VIRTUAL[family]) / body / payload
+    answer = answered(dp, packet, Reason.NO_DESTINATION, padding=b"pad")
+    whole = bytes(packet)
+    if family == 4:
+        # RFC 1812 4.3.2.3: as much as fits into 576 bytes.
+        assert (answer[ICMP].type, answer[ICMP].code) == (3, 3)
+        assert bytes(answer)[28:] == whole[: 576 - 28]
+    else:
+        # RFC 4443 2.4 (c): as much as fits into the minimum MTU.
+        assert (answer[ICMPv6DestUnreach].type, answer[ICMPv6DestUnreach].code) == (1, 4)
+        assert bytes(answer)[48:] == whole[: 1280 - 48]
+
+
+def test_options_and_extension_headers(dp: svcdp.Dataplane) -> None:
+    extended = IPv6(src=CLIENT[6], dst=VIRTUAL[6]) / IPv6ExtHdrDestOpt() / TCP(dport=80, flags="S")
+    assert answered(dp, extended, Reason.NO_DESTINATION)[TCP].sport == 80
+
+
+@pytest.mark.parametrize(
+    ("source", "verdict"),
+    [
+        ("224.0.0.1", Verdict.REJECT),
+        ("255.255.255.255", Verdict.REJECT),
+        ("0.0.0.0", Verdict.REJECT),
+        ("ff02::1", Verdict.REJECT),
+        ("::", Verdict.REJECT),
+    ],
+)
+@pytest.mark.parametrize("body", [TCP(dport=80, flags="S"), UDP(dport=80)], ids=["tcp", "udp"])
+def test_not_to_an_address_that_is_no_host(
+    dp: svcdp.Dataplane, source: str, verdict: Verdict, body: Packet
+) -> None:
+    family = 6 if ":" in source else 4
+    result = dp.process(bytearray(bytes(header(family, source, VIRTUAL[family]) / body)), 0)
+    assert result.verdict == verdict
+    assert result.packet is None
+
+
+@pytest.mark.parametrize("address", ["224.1.2.3", "255.255.255.255", "ff05::3"])
+def test_not_for_packets_to_a_group(address: str) -> None:
+    dp = svcdp.Dataplane(64, 1, clock=lambda: 0)
+    family = 6 if ":" in address else 4
+    with dp.transaction() as tx:
+        tx.service(address, 80, "udp")
+    packet = header(family, CLIENT[family], address) / UDP(dport=80)
+    result = dp.process(bytearray(bytes(packet)), 0)
+    assert (result.verdict, result.packet) == (Verdict.REJECT, None)
+
+
+def test_not_to_a_reset_nor_to_an_error(dp: svcdp.Dataplane) -> None:
+    reset = IP(src=CLIENT[4], dst=VIRTUAL[4]) / TCP(dport=81, flags="R")
+    result = dp.process(bytearray(bytes(reset)), 0)
+    assert (result.verdict, result.reason) == (Verdict.DROP, Reason.NO_CONNECTION)
+    assert result.packet is None
+    assert dp.answer(bytes(reset)) is None
+    error = IP(src=CLIENT[4], dst=VIRTUAL[4]) / ICMP(type=3, code=3) / bytes(reset)
+    assert dp.answer(bytes(error)) is None
+    assert dp.answer(b"") is None
+    assert dp.answer(b"\x45") is None
+
+
+def test_drop_says_nothing() -> None:
+    dp = svcdp.Dataplane(64, 1, clock=lambda: 0)
+    with dp.transaction() as tx:
+        tx.service(VIRTUAL[4], 80, "tcp", rules=(svcdp.SourceRule(on_empty="drop"),))
+    packet = IP(src=CLIENT[4], dst=VIRTUAL[4]) / TCP(dport=80, flags="S")
+    result = dp.process(bytearray(bytes(packet)), 0)
+    assert (result.verdict, result.reason) == (Verdict.DROP, Reason.NO_DESTINATION)
+    assert result.packet is None
