@@ -137,15 +137,14 @@ def test_from_the_clients_side(family: int, error: Packet, protocol: str, masque
 
 def test_a_quoted_extension_header_and_padding() -> None:
     dp, _ = connected(6, "udp")
+    error = ICMPv6DestUnreach(code=4)
     quoted = bytes(
         IPv6(src=CLIENT[6], dst=REAL[6])
         / IPv6ExtHdrHopByHop()
         / UDP(sport=40000, dport=8080)
         / b"abc"
     )
-    sent = bytearray(
-        error_packet(6, ICMPv6DestUnreach(code=4), REAL[6], CLIENT[6], quoted) + b"pad"
-    )
+    sent = bytearray(error_packet(6, error, REAL[6], CLIENT[6], quoted) + b"pad")
     assert dp.process(sent, 1).reason == Reason.RELATED
     head = bytes(IPv6(src=CLIENT[6], dst=VIRTUAL[6], plen=len(quoted) - 40, nh=0))
     inner = head + quoted[40:48] + struct.pack("!HH", 40000, 80) + quoted[52:]
