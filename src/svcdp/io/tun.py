@@ -1,0 +1,120 @@
+"""A TUN device: packets of a virtual interface, for gateways in user space."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import struct
+
+from svcdp.dataplane import Dataplane
+from svcdp.errors import ClosedError, FeatureUnavailable, MissingCapability, PlatformError
+from svcdp.io.netns import NetNS, call_in
+
+__all__ = ["Tun"]
+
+# linux/if_tun.h
+TUNSETIFF = 0x400454CA
+IFF_TUN = 0x0001
+IFF_NO_PI = 0x1000
+
+PACKET_MAX = 65535
+
+
+class Tun:
+    """A TUN device that routes what the kernel sends into it.
+
+    The device is made when it is not there, and goes with the last who has it open, unless it is
+    persistent. Addresses, routes and link state are the caller's (``ip link set NAME up``).
+    ``name`` may have a ``%d`` for the kernel to fill. Raises MissingCapability without
+    CAP_NET_ADMIN and FeatureUnavailable without /dev/net/tun.
+    """
+
+    def __init__(self, dp: Dataplane, name: str = "svcdp%d", *, netns: NetNS = None) -> None:
+        self._dp = dp
+        self._buffer = bytearray(PACKET_MAX)
+        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            self._fd, self.name = call_in(netns, lambda: _open(name))
+        except BaseException:
+            os.close(self._stop_read)
+            os.close(self._stop_write)
+            raise
+
+    def fileno(self) -> int:
+        """Readable when a packet waits."""
+        return self._fd
+
+    def process_ready(self, limit: int = 1024) -> int:
+        """Route the packets that wait, ``limit`` at most, and return how many they were.
+
+        Passed and forwarded packets and answers go back into the kernel, dropped ones do not.
+        """
+        if self._fd < 0:
+            raise ClosedError(f"TUN device {self.name} is closed")
+        view = memoryview(self._buffer)
+        for count in range(limit):
+            try:
+                size = os.readv(self._fd, [self._buffer])
+            except BlockingIOError:
+                return count
+            result = self._dp.process(view[:size])
+            if result.packet is not None:
+                self._write(result.packet)
+        return limit
+
+    def run(self) -> None:
+        """Route packets until :meth:`stop`, which any thread may call."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.register(self._stop_read, select.POLLIN)
+        while True:
+            if self._stop_read in (fd for fd, _ in poll.poll()):
+                os.read(self._stop_read, 1)
+                return
+            self.process_ready()
+
+    def stop(self) -> None:
+        """Make :meth:`run` return, also if it is called only later."""
+        os.write(self._stop_write, b"\0")
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._fd >= 0:
+            for fd in (self._fd, self._stop_read, self._stop_write):
+                os.close(fd)
+            self._fd = -1
+
+    def __enter__(self) -> Tun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, packet: memoryview) -> None:
+        try:
+            os.write(self._fd, packet)
+        except OSError as error:
+            # EINVAL: not an IP packet. EIO: the link is down. Both lose what a wire would.
+            if error.errno not in (errno.EINVAL, errno.EIO, errno.EAGAIN):
+                raise
+
+
+def _open(name: str) -> tuple[int, str]:
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise FeatureUnavailable(
+            error.errno, "cannot open /dev/net/tun; load the tun module, or expose the device"
+        ) from None
+    try:
+        request = struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI)
+        reply = fcntl.ioctl(fd, TUNSETIFF, request)
+    except OSError as error:
+        os.close(fd)
+        kind = MissingCapability if error.errno == errno.EPERM else PlatformError
+        raise kind(
+            error.errno, f"TUN device {name}: {error.strerror}; needs CAP_NET_ADMIN"
+        ) from None
+    return fd, reply[:16].rstrip(b"\0").decode()
