@@ -102,16 +102,6 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout)
     short POLLIN, POLLERR, POLLNVAL, POLLHUP
 
-cdef extern from * nogil:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <sched.h>
-    """
-    int setns(int fd, int kind)
-    int CLONE_NEWNET
-
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     ssize_t read(int fd, void *buffer, size_t length)

@@ -123,13 +123,11 @@ cdef class Queue:
     cdef int wake
     cdef int raw4
     cdef int raw6
-    cdef int proc              # the kernel's counters of the namespace's queues
     cdef uint32_t forward_mark
     cdef uint32_t pass_mark
     cdef bint repeat
     cdef bint opened           # the descriptors below hold -1 or what is ours to close
     cdef bint running
-    cdef bint closing          # close() was called while running
     cdef uint32_t send_max     # bytes that one sendmsg may carry
     cdef int failure           # errno
     cdef Counters counters
@@ -147,7 +145,7 @@ cdef class Queue:
         int receive_buffer, uint32_t forward_mark, uint32_t pass_mark, bint repeat,
     ):
         cdef int i
-        self.socket = self.wake = self.raw4 = self.raw6 = self.proc = -1
+        self.socket = self.wake = self.raw4 = self.raw6 = -1
         self.opened = True
         self.core = core
         self.number = number
@@ -216,8 +214,6 @@ cdef class Queue:
         setsockopt(self.socket, SOL_NETLINK, NETLINK_NO_ENOBUFS, &one, sizeof(one))
         self.raw4 = self.open_raw(AF_INET)
         self.raw6 = self.open_raw(AF_INET6)
-        self.proc = os.open(
-            "/proc/thread-self/net/netfilter/nfnetlink_queue", os.O_RDONLY | os.O_CLOEXEC)
         return 0
 
     cdef int open_raw(self, int family) except -2:
@@ -300,14 +296,10 @@ cdef class Queue:
             write(self.wake, &one, sizeof(one))
 
     def close(self):
-        """Unbind. The kernel drops packets that wait for a verdict. Where the queue is being
-        served, that ends first, and its thread closes. Any thread may do this.
-        """
+        """Unbind. The kernel drops packets that wait for a verdict."""
         if self.running:
-            self.closing = True
-            self.stop()
-        else:
-            self.close_all()
+            raise RuntimeError(f"queue {self.number} is running: stop() it first")
+        self.close_all()
 
     @property
     def closed(self):
@@ -317,18 +309,14 @@ cdef class Queue:
         """The counters by name."""
         return dict(self.counters)
 
-    def kernel_queues(self):
-        """/proc/net/netfilter/nfnetlink_queue as bytes; empty when closed."""
-        return os.pread(self.proc, 1 << 16, 0) if self.proc >= 0 else b""
-
     cdef void close_all(self) noexcept:
         cdef int fd
         if not self.opened:
             return
-        for fd in (self.socket, self.wake, self.raw4, self.raw6, self.proc):
+        for fd in (self.socket, self.wake, self.raw4, self.raw6):
             if fd >= 0:
                 close(fd)
-        self.socket = self.wake = self.raw4 = self.raw6 = self.proc = -1
+        self.socket = self.wake = self.raw4 = self.raw6 = -1
 
     cdef int work(self, bint block, uint32_t limit) except -1:
         cdef Worker *worker
@@ -349,8 +337,6 @@ cdef class Queue:
         finally:
             self.running = False
             self.core.worker_release(worker)
-            if self.closing:
-                self.close_all()
         if outcome == FAILED:
             raise OSError(
                 self.failure, f"queue {self.number}: receive: {os.strerror(self.failure)}")
@@ -543,12 +529,6 @@ cdef class Queue:
             self.counters.errors += 1
         else:
             self.counters.answers += 1
-
-
-def enter_namespace(int fd):
-    """Move the calling thread to a network namespace."""
-    if setns(fd, CLONE_NEWNET) < 0:
-        raise OSError(c_errno, os.strerror(c_errno))
 
 
 cdef bytes attribute(int kind, bytes value):
