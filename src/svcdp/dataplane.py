@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Self
 
 from svcdp import schedulers
 from svcdp._core.engine import STATES, Core
@@ -73,6 +73,14 @@ class Dataplane(Core):
     Thread safe: several threads may process packets while another changes services.
     """
 
+    _lock: threading.RLock
+    _committing: bool
+    _installed: dict[Key, Installed]
+    #: Removed destinations that connections still use, by id.
+    _drained: dict[int, tuple[Key, Endpoint, Handle]]
+    _affinities: dict[str, int]
+    _affinity_last: int
+
     def __new__(
         cls,
         max_connections: int = 1 << 20,
@@ -81,7 +89,7 @@ class Dataplane(Core):
         clock: Callable[[], int] = time.monotonic_ns,
         masquerade_ports: tuple[int, int] = (61000, 65535),
         timeouts: Mapping[str, float] | None = None,
-    ) -> Dataplane:
+    ) -> Self:
         first, last = masquerade_ports
         if not 1 <= max_connections <= CONNECTIONS_MAX:
             raise ConfigError(
@@ -97,7 +105,7 @@ class Dataplane(Core):
         chosen = {**TIMEOUTS, **(timeouts or {})}
         if any(not 0 < seconds < 1 << 31 for seconds in chosen.values()):
             raise ConfigError("timeouts must be above 0 and below 2^31 seconds")
-        return super().__new__(
+        self = super().__new__(
             cls,
             max_connections,
             secrets.randbits(64) if seed is None else seed & (1 << 64) - 1,
@@ -106,17 +114,14 @@ class Dataplane(Core):
             last,
             [int(chosen[state.lower()] * 1e9) for state in STATES],
         )
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # The arguments are __new__'s.
         # Reentrant: a scheduler's finalizer may run, and look at its dataplane, at any time.
         self._lock = threading.RLock()
         self._committing = False
-        self._installed: dict[Key, Installed] = {}
-        #: Removed destinations that connections still use, by id.
-        self._drained: dict[int, tuple[Key, Endpoint, Handle]] = {}
-        self._affinities: dict[str, int] = {}
+        self._installed = {}
+        self._drained = {}
+        self._affinities = {}
         self._affinity_last = 0
+        return self
 
     # -- changes ---------------------------------------------------------------------------------
 

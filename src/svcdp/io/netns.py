@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from svcdp.errors import MissingCapability, PlatformError
 
-__all__ = ["NetNS", "call_in"]
+__all__ = ["NetNS", "call_in", "enter"]
 
 #: None (here), a name under /run/netns, a path, or an open file descriptor.
 NetNS = str | os.PathLike[str] | int | None
@@ -33,7 +33,7 @@ def call_in(netns: NetNS, function: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            _enter(netns)
+            enter(netns)
             outcome.append(function())
         except BaseException as error:
             failure.append(error)
@@ -46,7 +46,8 @@ def call_in(netns: NetNS, function: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def _enter(netns: str | os.PathLike[str] | int) -> None:
+def enter(netns: str | os.PathLike[str] | int) -> None:
+    """Move this thread to a network namespace, for good. PlatformError."""
     if isinstance(netns, int):
         _setns(netns, f"file descriptor {netns}")
         return
