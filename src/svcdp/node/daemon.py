@@ -37,6 +37,7 @@ TICK = 1.0  # seconds between rounds of housekeeping
 SWEEP_ROUNDS = 16  # rounds in which the whole connection table is swept
 TRIM_ROUNDS = 10  # rounds between two looks for captures that nobody needs any more
 DRAIN_TIME = 2.0  # seconds for packets that were in the queues when the rules went
+DRAIN_STEP = 0.02  # seconds between two looks at the queues
 FIRST_RETRY = 0.5  # seconds until a failed update is tried again
 
 
@@ -134,13 +135,11 @@ class _Daemon:
         """Stop capturing, then wait until the queues are empty: nothing more comes in."""
         await asyncio.to_thread(mode.close)
         deadline = time.monotonic() + DRAIN_TIME
-        before = -1
-        while (now := self._received()) != before and time.monotonic() < deadline:
-            before = now
-            await asyncio.sleep(0.1)
-
-    def _received(self) -> int:
-        return sum(queue.received for queue in self._workers.stats().values())
+        while any(stats.waiting for stats in self._workers.stats().values()):
+            if time.monotonic() > deadline:
+                log.warning("stopping with packets in the queues")
+                return
+            await asyncio.sleep(DRAIN_STEP)
 
     async def _attend(self, sync: Sync, mode: NfqueueMode) -> None:
         """Housekeeping, until cancelled or until a worker dies."""

@@ -20,20 +20,20 @@ def trace(capsys: pytest.CaptureFixture[str], flow: str, *arguments: str) -> str
 
 
 def test_trace_says_where_and_why(capsys: pytest.CaptureFixture[str]) -> None:
-    out = trace(capsys, "tcp 10.244.1.99:40000 -> 10.96.0.10:80")
+    out = trace(capsys, "tcp 10.1.1.99:40000 -> 10.96.0.10:80")
     assert "Action:    forward\n" in out
     assert "Service:   default/web:http" in out
-    assert "10.244.1.11:8080   2        masq     no\n" in out
+    assert "10.1.1.11:8080   2        masq     no\n" in out
 
 
 def test_trace_json(capsys: pytest.CaptureFixture[str]) -> None:
-    node = ["--addresses", "192.0.2.1", "--pod-cidrs", "10.244.0.0/16", "-o", "json"]
+    node = ["--addresses", "192.0.2.1", "--pod-cidrs", "10.1.0.0/16", "-o", "json"]
     answer = json.loads(trace(capsys, "udp 198.51.100.7:5000 -> 192.0.2.1:30007", *node))
     assert answer["action"] == "forward"
     assert answer["service"] == "default/echo:echo"
     assert [(d["address"], d["masquerade"]) for d in answer["destinations"]] == [
-        ("10.244.1.11", True),
-        ("10.244.1.12", True),
+        ("10.1.1.11", True),
+        ("10.1.1.12", True),
     ]
     answer = json.loads(trace(capsys, "udp 198.51.100.7:5000 -> 192.0.2.1:31000", *node))
     assert (answer["action"], answer["service"], answer["destinations"]) == ("pass", None, [])

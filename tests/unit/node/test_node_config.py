@@ -115,4 +115,4 @@ def test_the_example_is_good() -> None:
     example = Path(__file__).parents[3] / "examples" / "node.yaml"
     config = load(str(example), environ={}).config
     assert config.manifests == "/etc/svcdp/manifests"
-    assert config.pod_cidrs == ("10.244.0.0/16", "fd00:10:244::/48")
+    assert config.pod_cidrs == ("10.1.0.0/16", "fd00:10:1::/64")

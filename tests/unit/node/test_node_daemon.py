@@ -83,7 +83,7 @@ class Workers:
             raise self._stage.dead_worker
 
     def stats(self) -> dict[int, Any]:
-        return {100: SimpleNamespace(received=0)}
+        return {100: SimpleNamespace(waiting=0)}
 
 
 class Backend:

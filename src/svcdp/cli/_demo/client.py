@@ -42,7 +42,7 @@ def ask_udp(address: str, port: int) -> str:
         sock.settimeout(TIMEOUT)
         sock.connect((address, port))
         sock.send(b"hello")
-        return str(json.loads(sock.recv(65535))["server"])
+        return sock.recv(65535).decode().partition(" ")[0]
 
 
 def requests(job: dict[str, Any]) -> dict[str, Any]:

@@ -7,19 +7,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
+from subprocess import PIPE
 from typing import Any
 
 from svcdp.cli._demo.daemon import RunningDaemon, running_daemon
-from svcdp.cli._demo.manifests import ECHO, PORT, WEB, Backend, Served, write
+from svcdp.cli._demo.manifests import ECHO, WEB, Backend, Served, write
 from svcdp.cli._demo.report import PathResult, PhaseResult, Report
-from svcdp.cli._demo.stage import Place, Stage, traces
+from svcdp.cli._demo.stage import Stage, traces
 from svcdp.errors import SvcdpError
+from svcdp.lab import Namespace, wait_until
 
-__all__ = ["play"]
+__all__ = ["CLIENT", "ask", "ask_everything", "play"]
 
+CLIENT = [sys.executable, "-m", "svcdp.cli._demo.client"]
 REQUESTS = 20  # to each address
 PHASE_TIME = 1.0  # seconds of load between two changes
 FORCE_TIME = 10.0  # seconds in which a change must be in force
@@ -34,38 +35,20 @@ def play(stage: Stage, folder: Path, note: Note) -> Report:
     (folder / "manifests").mkdir()
     write(folder / "manifests", stage.backends[:2])
     before = traces(stage.node)
-    with ExitStack() as stack:
-        for place, backend in zip(stage.servers, stage.backends, strict=True):
-            _start_server(stack, place, backend)
-        note("starting svcdp run in the node's namespace")
-        daemon = stack.enter_context(
-            running_daemon(stage.node.popen, folder, *stage.daemon_arguments)
-        )
+    note("starting svcdp run in the node's namespace")
+    with running_daemon(stage.node.popen, folder, *stage.daemon_arguments) as daemon:
         for source in (stage.client, stage.node):
             note(f"asking for everything from the {source.name}")
-            report.paths += _ask_everything(source, stage.node_addresses)
+            report.paths += ask_everything(source, stage.node_addresses)
         note("changing the endpoints under load")
         _change_under_load(stage, daemon, folder / "manifests", report)
         report.queues = daemon.get("queues")
         report.exit_status = daemon.stop()
-    report.left_behind = sorted(traces(stage.node) - before)
+    report.left_behind = sorted(traces(stage.node) ^ before)
     return report
 
 
-def _program(name: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"svcdp.cli._demo.{name}", *arguments]
-
-
-def _start_server(stack: ExitStack, place: Place, backend: Backend) -> None:
-    command = _program("server", backend.name, str(PORT))
-    process = stack.enter_context(place.popen(command, stdout=PIPE, stderr=DEVNULL))
-    stack.callback(process.kill)
-    assert process.stdout is not None
-    if process.stdout.readline() != "ready\n":
-        raise SvcdpError(f"server {backend.name} did not start")
-
-
-def _ask_everything(source: Place, node_addresses: Sequence[str]) -> list[PathResult]:
+def ask_everything(source: Namespace, node_addresses: Sequence[str]) -> list[PathResult]:
     """Every Service by its cluster IPs and by its node port on the node's addresses."""
     asked = []
     for served in (WEB, ECHO):
@@ -93,8 +76,17 @@ def _ask_everything(source: Place, node_addresses: Sequence[str]) -> list[PathRe
     ]
 
 
-def _run_client(source: Place, job: Mapping[str, Any]) -> Any:
-    with source.popen(_program("client"), stdin=PIPE, stdout=PIPE) as process:
+def ask(
+    source: Namespace, protocol: str, address: str, port: int, count: int = REQUESTS
+) -> dict[str, Any]:
+    """``count`` requests to one address: who ``served``, how many ``failed``."""
+    job = {"protocol": protocol, "address": address, "port": port, "count": count}
+    (answer,) = _run_client(source, {"requests": [job]})
+    return dict(answer)
+
+
+def _run_client(source: Namespace, job: Mapping[str, Any]) -> Any:
+    with source.popen(CLIENT, stdin=PIPE, stdout=PIPE) as process:
         out, _ = process.communicate(json.dumps(job) + "\n")
         return _result(process, out)
 
@@ -120,7 +112,7 @@ def _change_under_load(
         (f"{second.name} is back", everybody, {first: 0}, [second, third]),
     ]
     changes = [(f"{first.name} and {second.name}", [first, second])]
-    with stage.client.popen(_program("client"), stdin=PIPE, stdout=PIPE) as load:
+    with stage.client.popen(CLIENT, stdin=PIPE, stdout=PIPE) as load:
         try:
             assert load.stdin is not None
             load.stdin.write(json.dumps({"targets": targets, "kept": KEPT}) + "\n")
@@ -161,14 +153,9 @@ def _wait_in_force(
 ) -> None:
     """Until the daemon's dataplane has these endpoints."""
     wanted = {(a, weights.get(b, 1)) for b in backends for a in (b.ipv4, b.ipv6)}
-    deadline = time.monotonic() + FORCE_TIME
-    while time.monotonic() < deadline:
-        found = {
-            (item["address"], item["weight"])
-            for item in daemon.get("endpoints")
-            if item["service"].partition(":")[0] == served.name
-        }
-        if found == wanted:
-            return
-        time.sleep(0.05)
-    raise SvcdpError(f"a change was not in force after {FORCE_TIME:.0f} s")
+
+    def in_force() -> bool:
+        items = [i for i in daemon.get("endpoints") if i["service"].startswith(f"{served.name}:")]
+        return {(item["address"], item["weight"]) for item in items} == wanted
+
+    wait_until(in_force, FORCE_TIME, "a change of the endpoints is in force")

@@ -1,0 +1,78 @@
+"""Where the demo plays: the standard lab, and what a proxy may leave in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from svcdp.cli._demo.manifests import PORT, Backend
+from svcdp.lab import Lab, Namespace, Topology
+
+__all__ = ["Stage", "open_stage", "traces"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A client, a node, and three servers that listen."""
+
+    topology: Topology
+
+    @property
+    def client(self) -> Namespace:
+        return self.topology.client
+
+    @property
+    def node(self) -> Namespace:
+        return self.topology.node
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        return tuple(Backend(s.name, s.ipv4, s.ipv6) for s in self.topology.servers)
+
+    @property
+    def node_addresses(self) -> tuple[str, str]:
+        return (self.topology.node_ipv4, self.topology.node_ipv6)
+
+    @property
+    def daemon_arguments(self) -> tuple[str, ...]:
+        return (
+            *("--node-name", "demo"),
+            *("--pod-cidrs", ",".join(self.topology.pod_cidrs)),
+            *("--service-cidrs", ",".join(self.topology.service_cidrs)),
+        )
+
+
+@contextmanager
+def open_stage() -> Iterator[Stage]:
+    """Build it; everything in it is gone afterwards."""
+    with Lab() as lab:
+        topology = Topology.build(lab)
+        topology.start_servers(http=(PORT,), udp=PORT)
+        yield Stage(topology)
+
+
+def traces(place: Namespace) -> set[str]:
+    """What a proxy can leave in a namespace: rules, chains, sets, routes, settings.
+
+    Asked of the kernel's own tools, not of svcdp.
+    """
+    found: set[str] = set()
+    for tool in ("iptables-save", "ip6tables-save"):
+        # ":NAME POLICY [counters]" with policy "-" is a chain that somebody made.
+        lines = place.run([tool], check=False).stdout.splitlines()
+        found |= {f"{tool}: {line}" for line in lines if line.startswith("-A")}
+        found |= {f"{tool}: {line.split()[0]}" for line in lines if " - [" in line}
+    for command in (
+        ["ipset", "list", "-name"],
+        ["ip", "rule", "show"],
+        ["ip", "-6", "rule", "show"],
+        ["ip", "route", "show", "table", "all"],
+        ["ip", "-6", "route", "show", "table", "all"],
+        ["sysctl", "-a", "--pattern", r"\.(accept_local|rp_filter|route_localnet)$"],
+    ):
+        lines = place.run(command, check=False).stdout.splitlines()
+        found |= {f"{' '.join(command[:2])}: {line.strip()}" for line in lines}
+    tables = place.run(["nft", "list", "tables"], check=False).stdout.splitlines()
+    found |= {f"nft: {line}" for line in tables if "svcdp" in line}
+    return found

@@ -1,0 +1,1 @@
+"""``svcdp replay``"""
