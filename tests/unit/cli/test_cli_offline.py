@@ -1,4 +1,4 @@
-"""Verbs that need no daemon: trace and validate, on the example manifests."""
+"""Verbs that need no daemon: trace, replay and validate, on the example manifests."""
 
 from __future__ import annotations
 
@@ -42,6 +42,39 @@ def test_trace_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_trace_refuses_what_is_no_flow(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["trace", "somewhere", "-f", MANIFESTS]) == 2
     assert capsys.readouterr().err.startswith("error: flow 'somewhere': write it like")
+
+
+def test_replay(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    inet = pytest.importorskip("scapy.layers.inet")
+    utils = pytest.importorskip("scapy.utils")
+    syn = inet.IP(src="10.1.1.99", dst="10.96.0.10") / inet.TCP(sport=4000, dport=80, flags="S")
+    other = inet.IP(src="10.1.1.99", dst="192.0.2.77") / inet.UDP(sport=1, dport=2)
+    utils.wrpcap(str(tmp_path / "in.pcap"), [syn, other, syn])
+    arguments = [str(tmp_path / "in.pcap"), "-f", MANIFESTS, "-w", str(tmp_path / "out.pcap")]
+    assert run(["replay", *arguments]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["VERDICT", "REASON", "PACKETS"],
+        ["PASS", "NO_SERVICE", "1"],
+        ["FORWARD", "ESTABLISHED", "1"],
+        ["FORWARD", "NEW", "1"],
+    ]
+    first, second, third = utils.rdpcap(str(tmp_path / "out.pcap"))
+    assert first[inet.IP].dst in ("10.1.1.11", "10.1.1.12")
+    assert first[inet.TCP].dport == 8080
+    assert bytes(first) == bytes(third)
+    assert second[inet.IP].dst == "192.0.2.77"
+    assert run(["replay", *arguments, "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notIP"] == 0
+
+
+def test_a_damaged_capture_leaves_no_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "in.pcap").write_bytes(b"\xd4\xc3\xb2\xa1\2\0\4\0" + bytes(12) + b"\x65\0\0\0cut")
+    arguments = [str(tmp_path / "in.pcap"), "-f", MANIFESTS, "-w", str(tmp_path / "out.pcap")]
+    assert run(["replay", *arguments]) == 2
+    assert capsys.readouterr().err == "error: pcap record 1: its header is cut short\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pcap"]
 
 
 def test_validate_the_examples(capsys: pytest.CaptureFixture[str]) -> None:
