@@ -20,6 +20,8 @@ from svcdp._core.memory cimport htonl, htons, load32, ntohl
 from svcdp._core.path cimport Worker
 from svcdp._io.netlink cimport *
 
+TABLE = "/proc/thread-self/net/netfilter/nfnetlink_queue"
+
 cdef enum:
     GROUP = 64                 # packets a system call
     # The kernel copies at most this much of a packet (0xffff less the attribute's header).
@@ -123,6 +125,7 @@ cdef class Queue:
     cdef int wake
     cdef int raw4
     cdef int raw6
+    cdef int table             # the kernel's table of the queues of this namespace, in /proc
     cdef uint32_t forward_mark
     cdef uint32_t pass_mark
     cdef bint repeat
@@ -145,7 +148,7 @@ cdef class Queue:
         int receive_buffer, uint32_t forward_mark, uint32_t pass_mark, bint repeat,
     ):
         cdef int i
-        self.socket = self.wake = self.raw4 = self.raw6 = -1
+        self.socket = self.wake = self.raw4 = self.raw6 = self.table = -1
         self.opened = True
         self.core = core
         self.number = number
@@ -214,6 +217,7 @@ cdef class Queue:
         setsockopt(self.socket, SOL_NETLINK, NETLINK_NO_ENOBUFS, &one, sizeof(one))
         self.raw4 = self.open_raw(AF_INET)
         self.raw6 = self.open_raw(AF_INET6)
+        self.table = os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC)
         return 0
 
     cdef int open_raw(self, int family) except -2:
@@ -309,14 +313,24 @@ cdef class Queue:
         """The counters by name."""
         return dict(self.counters)
 
+    def kernel_counters(self):
+        """The kernel's view of the queue: packets that wait, that were dropped because the queue
+        was full, and because they could not be handed over. 0 once it is closed.
+        """
+        if self.table >= 0:
+            for row in read_table(self.table):
+                if row[0] == self.number:
+                    return row[2], row[5], row[6]
+        return 0, 0, 0
+
     cdef void close_all(self) noexcept:
         cdef int fd
         if not self.opened:
             return
-        for fd in (self.socket, self.wake, self.raw4, self.raw6):
+        for fd in (self.socket, self.wake, self.raw4, self.raw6, self.table):
             if fd >= 0:
                 close(fd)
-        self.socket = self.wake = self.raw4 = self.raw6 = -1
+        self.socket = self.wake = self.raw4 = self.raw6 = self.table = -1
 
     cdef int work(self, bint block, uint32_t limit) except -1:
         cdef Worker *worker
@@ -529,6 +543,24 @@ cdef class Queue:
             self.counters.errors += 1
         else:
             self.counters.answers += 1
+
+
+def is_bound(number):
+    """Whether some program has this queue, in the calling thread's network namespace."""
+    fd = os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return any(row[0] == number for row in read_table(fd))
+    finally:
+        os.close(fd)
+
+
+cdef list read_table(int fd):
+    """Rows of (number, port id, waiting, copy mode, copy range, dropped, dropped by user, ...)."""
+    text = b""
+    # The kernel gives about a page at a time.
+    while part := os.pread(fd, 1 << 16, len(text)):
+        text += part
+    return [[int(word) for word in line.split()] for line in text.splitlines()]
 
 
 cdef bytes attribute(int kind, bytes value):

@@ -46,8 +46,10 @@ def call_in(netns: NetNS, function: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def enter(netns: str | os.PathLike[str] | int) -> None:
-    """Move this thread to a network namespace, for good. PlatformError."""
+def enter(netns: NetNS) -> None:
+    """Move the calling thread to a network namespace, for good. PlatformError."""
+    if netns is None:
+        return
     if isinstance(netns, int):
         _setns(netns, f"file descriptor {netns}")
         return

@@ -12,9 +12,8 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TextIO
 
-from svcdp._io.nfq import Queue
+from svcdp._io.nfq import Queue, is_bound
 from svcdp.dataplane import Dataplane
 from svcdp.errors import (
     ClosedError,
@@ -88,10 +87,9 @@ class NFQueue:
             raise ConfigError("repeat needs a forward_mark and a pass_mark with bits of their own")
         self.number = number
 
-        def open_here() -> tuple[Queue, TextIO | None]:
-            statistics = _open_statistics()
+        def open_here() -> Queue:
             try:
-                queue = Queue(
+                return Queue(
                     dp,
                     number,
                     fail_open=fail_open,
@@ -103,13 +101,9 @@ class NFQueue:
                     repeat=repeat,
                 )
             except OSError as error:
-                failure = _explain(error, number, statistics)
-                if statistics is not None:
-                    statistics.close()
-                raise failure from None
-            return queue, statistics
+                raise _explain(error, number) from None
 
-        self._queue, self._statistics = call_in(netns, open_here)
+        self._queue = call_in(netns, open_here)
 
     def run(self) -> None:
         """Serve packets until :meth:`stop`. The GIL is free meanwhile. ClosedError."""
@@ -136,13 +130,10 @@ class NFQueue:
     def close(self) -> None:
         """Unbind the queue. Idempotent; RuntimeError while it runs."""
         self._queue.close()
-        if self._statistics is not None:
-            self._statistics.close()
-            self._statistics = None
 
     def stats(self) -> QueueStats:
         """The counters; those of the kernel are 0 once the queue is closed."""
-        waiting, dropped_kernel, dropped_user = _kernel_counters(self._statistics, self.number)
+        waiting, dropped_kernel, dropped_user = self._queue.kernel_counters()
         return QueueStats(
             **self._queue.stats(),
             dropped_kernel=dropped_kernel,
@@ -258,37 +249,11 @@ class QueueWorkers:
         self._queues = {}
 
 
-def _open_statistics() -> TextIO | None:
-    """The kernel's table of queues in this thread's network namespace, which the file keeps."""
-    try:
-        return open(
-            "/proc/thread-self/net/netfilter/nfnetlink_queue", encoding="ascii", buffering=1
-        )
-    except OSError:
-        return None
-
-
-def _kernel_rows(statistics: TextIO | None) -> list[list[int]]:
-    if statistics is None:
-        return []
-    statistics.seek(0)
-    return [[int(word) for word in line.split()] for line in statistics]
-
-
-def _kernel_counters(statistics: TextIO | None, number: int) -> tuple[int, int, int]:
-    """(waiting, dropped because full, dropped because not handed over) of a queue."""
-    for row in _kernel_rows(statistics):
-        # number, port id, waiting, copy mode, copy range, dropped, dropped by user, ...
-        if row[0] == number:
-            return row[2], row[5], row[6]
-    return 0, 0, 0
-
-
-def _explain(error: OSError, number: int, statistics: TextIO | None) -> PlatformError:
+def _explain(error: OSError, number: int) -> PlatformError:
     """An error of the kernel in words that say what to do."""
     code = error.errno or 0
-    taken = any(row[0] == number for row in _kernel_rows(statistics))
-    if taken and code in (errno.EPERM, errno.EBUSY):
+    # The kernel says EPERM to whoever binds a queue of another.
+    if code in (errno.EPERM, errno.EBUSY) and is_bound(number):
         return PlatformError(
             errno.EBUSY,
             f"queue {number} is taken by another process; stop it or choose another queue",
