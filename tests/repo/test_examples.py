@@ -80,7 +80,7 @@ def test_nfqueue_callback(monkeypatch: pytest.MonkeyPatch) -> None:
     # A TCP SYN, 198.51.100.7:40000 -> 192.0.2.10:80.
     packet = FakePacket(
         bytes.fromhex(
-            "4500002800000040400646c5c6336407c000020a9c4000500000000100000000500204001b460000"
+            "4500002800004000400646c5c6336407c000020a9c4000500000000100000000500204001b460000"
         )
     )
     state: list[str] = []

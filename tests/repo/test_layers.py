@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "schedulers": PLAIN,
     "dataplane": PLAIN | {"_core", "schedulers"},
     "io": L2,
-    "rules": L2,
+    "rules": L2 | {"io"},
     "modes": L3,
     "kube": PLAIN,
     "sync": L2 | {"kube"},
