@@ -1,0 +1,128 @@
+"""What all ways of capturing packets have in common: order, transaction, taking back."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from functools import partial
+from typing import ClassVar
+
+from svcdp.dataplane import Captures
+from svcdp.errors import SvcdpError
+from svcdp.io.netns import NetNS, call_in
+from svcdp.rules import routes
+from svcdp.rules.plan import CapturePlan
+from svcdp.rules.sysctl import Guard, Sysctls
+
+__all__ = ["Backend", "KernelBackend"]
+
+
+class Backend(abc.ABC):
+    """Makes a :class:`CapturePlan` true in the kernel, and takes it back.
+
+    Everything of ours is recognised by its name, so a new process adopts or removes what a
+    killed one left. Rules of others are neither flushed nor moved. Calls block; one thread at
+    a time. Errors are :class:`svcdp.RulesError` and other :class:`svcdp.PlatformError`.
+    """
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def apply(self, plan: CapturePlan) -> None:
+        """Capture exactly what the plan says, whatever was captured before.
+
+        If a step fails, everything is taken back: then nothing is captured.
+        """
+
+    @abc.abstractmethod
+    def update(self, added: Captures, removed: Captures) -> None:
+        """Change what is captured: all of it, or, after an error, nothing.
+
+        The cost follows the size of the change.
+        """
+
+    @abc.abstractmethod
+    def remove(self) -> None:
+        """Leave nothing of ours, also where a killed process left it."""
+
+    @abc.abstractmethod
+    def render(self, plan: CapturePlan) -> str:
+        """What :meth:`apply` would do, for people. Changes nothing."""
+
+    @abc.abstractmethod
+    def show(self) -> str:
+        """What is in the kernel because of us, for people. Empty: nothing."""
+
+
+class KernelBackend(Backend):
+    """What the backends share: the order of the steps, routes and sysctls.
+
+    ``netns`` is the network namespace to act in; ``run_dir`` a folder in which the original
+    values of sysctls survive a crash.
+    """
+
+    def __init__(self, netns: NetNS = None, run_dir: str = "/run/svcdp") -> None:
+        self._netns = netns
+        self._sysctls = Sysctls(run_dir)
+
+    # Processes that a thread starts are in its namespace, so the tools need no option for it.
+
+    def apply(self, plan: CapturePlan) -> None:
+        call_in(self._netns, partial(self._apply, plan))
+
+    def update(self, added: Captures, removed: Captures) -> None:
+        call_in(self._netns, partial(self._update, added, removed))
+
+    def remove(self) -> None:
+        call_in(self._netns, self._remove)
+
+    def render(self, plan: CapturePlan) -> str:
+        return call_in(self._netns, partial(self._render, plan))
+
+    def show(self) -> str:
+        return call_in(self._netns, lambda: self._show() + routes.show() + self._sysctls.show())
+
+    def _apply(self, plan: CapturePlan) -> None:
+        try:
+            # The guard is in force before what it makes up for is allowed.
+            self._install(plan, self._sysctls.guard())
+            routes.add(plan)
+            self._sysctls.apply()
+        except BaseException:
+            with contextlib.suppress(SvcdpError):  # the first error says why
+                self._remove()
+            raise
+
+    def _remove(self) -> None:
+        with contextlib.ExitStack() as steps:  # all of them, whatever fails; backwards
+            steps.callback(self._uninstall)
+            steps.callback(self._sysctls.restore)
+            steps.callback(routes.remove)
+
+    def _render(self, plan: CapturePlan) -> str:
+        lines = [" ".join(argv) for argv in routes.commands(plan)]
+        lines += [
+            f"sysctl -w net.ipv4.conf.{name.replace('/', '.')}={value} # was {original}"
+            for name, (original, value) in self._sysctls.changes().items()
+        ]
+        return self._script(plan, self._sysctls.guard()) + "".join(f"{line}\n" for line in lines)
+
+    @abc.abstractmethod
+    def _install(self, plan: CapturePlan, guard: Guard) -> None:
+        """Bring sets and rules into force."""
+
+    @abc.abstractmethod
+    def _uninstall(self) -> None:
+        """Remove sets and rules, where there are any."""
+
+    @abc.abstractmethod
+    def _update(self, added: Captures, removed: Captures) -> None:
+        """Change the sets' elements."""
+
+    @abc.abstractmethod
+    def _script(self, plan: CapturePlan, guard: Guard) -> str:
+        """What :meth:`_install` feeds to its tools."""
+
+    @abc.abstractmethod
+    def _show(self) -> str:
+        """Sets and rules of ours in the kernel."""

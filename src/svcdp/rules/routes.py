@@ -1,0 +1,66 @@
+"""Routes by which programs on the node itself reach service addresses.
+
+``connect()`` needs a route before raw OUTPUT sees a packet, and takes the source address from
+it. It is recognised by its protocol number, so that it can be found and removed.
+"""
+
+from __future__ import annotations
+
+import json
+
+from svcdp.errors import RulesError
+from svcdp.rules.plan import CapturePlan, family_of
+from svcdp.rules.tools import run
+
+__all__ = ["add", "commands", "remove", "show"]
+
+PROTOCOL = 112
+"""Of 256 numbers (/etc/iproute2/rt_protos) one that nobody is known to use."""
+
+METRIC = 4096
+"""Whoever routes the same CIDR himself comes first: IPv6's default metric is 1024."""
+
+
+def commands(plan: CapturePlan) -> list[list[str]]:
+    """How :func:`add` calls ``ip``. Reads which interface has the source address."""
+    found = []
+    for cidr in plan.service_cidrs:
+        source = plan.source_of(cidr)
+        if source is None:
+            message = f"no route to {cidr}: no address of this node is IPv{family_of(cidr)}"
+            raise RulesError(f"{message}: set addresses")
+        device = _device(source)
+        argv = ["ip", f"-{family_of(cidr)}", "route", "replace", cidr, "dev", device]
+        argv += ["src", source, "proto", str(PROTOCOL), "metric", str(METRIC)]
+        found.append(argv)
+    return found
+
+
+def add(plan: CapturePlan) -> None:
+    """Make the routes of a plan, and no others."""
+    remove()
+    for argv in commands(plan):
+        run(argv)
+
+
+def remove() -> None:
+    """Remove all routes of ours."""
+    for family in ("-4", "-6"):
+        if _list(family):
+            run(["ip", family, "route", "flush", "proto", str(PROTOCOL)])
+
+
+def show() -> str:
+    """Our routes, a line each."""
+    return _list("-4") + _list("-6")
+
+
+def _list(family: str) -> str:
+    return run(["ip", family, "route", "show", "proto", str(PROTOCOL)])
+
+
+def _device(address: str) -> str:
+    for link in json.loads(run(["ip", "-json", "address", "show", "to", address]) or "[]"):
+        if "ifname" in link:
+            return str(link["ifname"])
+    raise RulesError(f"no interface has the address {address}: set addresses")

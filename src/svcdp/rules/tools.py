@@ -1,0 +1,34 @@
+"""Running the tools that talk to the kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Sequence
+
+from svcdp.errors import FeatureUnavailable, MissingCapability, RulesError
+
+__all__ = ["run"]
+
+TIMEOUT = 60.0  # seconds; a full set of a million elements takes a few
+
+
+def run(argv: Sequence[str], stdin: str = "") -> str:
+    """What the tool printed. :class:`svcdp.RulesError` with its own words when it fails."""
+    try:
+        done = subprocess.run(
+            argv, input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
+    except FileNotFoundError:
+        raise FeatureUnavailable(errno.ENOENT, f"{argv[0]} is not installed") from None
+    except subprocess.TimeoutExpired:
+        message = f"{' '.join(argv)} did not end within {TIMEOUT:.0f} s"
+        raise RulesError(message, argv=argv) from None
+    if done.returncode == 0:
+        return done.stdout
+    stderr = done.stderr.strip()
+    if os.strerror(errno.EPERM) in stderr or "you must be root" in stderr:
+        message = f"{' '.join(argv)}: {stderr}: it needs CAP_NET_ADMIN: run as root"
+        raise MissingCapability(errno.EPERM, message)
+    raise RulesError(f"{' '.join(argv)} failed: {stderr}", argv=argv, stderr=stderr)
