@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from svcdp.errors import ClosedError, ConfigError, MissingCapability, PlatformError
 from svcdp.lab import Lab, Namespace, Server, Topology, wait_until
+from svcdp.lab.servers import PATTERN
 
 pytestmark = pytest.mark.netns
 
@@ -88,21 +90,27 @@ def test_every_server_answers_on_both_families(cluster: Topology) -> None:
 
 
 def test_servers_stream_a_known_pattern(cluster: Topology) -> None:
-    body = cluster.client.call(get, cluster.servers[0].ipv4, 8080, "/bytes/100003")
-    assert body == (bytes(range(256)) * 400)[:100003]
+    count = 2 * len(PATTERN) + 5
+    body = cluster.client.call(get, cluster.servers[0].ipv4, 8080, f"/bytes/{count}")
+    assert body == (PATTERN * 3)[:count]
 
 
 def test_a_connection_to_a_server_serves_many_requests(cluster: Topology) -> None:
-    def ask() -> set[tuple[str, int]]:
+    def ask() -> list[dict[str, Any]]:
         connection = http.client.HTTPConnection(cluster.servers[0].ipv6, 8080, timeout=TIMEOUT)
-        seen = set()
-        for body in (None, b"x" * 70000, None):
+        answers = []
+        for body in (None, PATTERN, None):
             connection.request("POST" if body else "GET", "/", body)
-            seen.add(tuple(json.loads(connection.getresponse().read())["client"]))
+            answers.append(json.loads(connection.getresponse().read()))
         connection.close()
-        return seen
+        return answers
 
-    assert len(cluster.client.call(ask)) == 1
+    first, second, third = cluster.client.call(ask)
+    assert first == third
+    assert second == first | {
+        "length": len(PATTERN),
+        "sha256": hashlib.sha256(PATTERN).hexdigest(),
+    }
 
 
 def test_packets_to_cluster_ips_go_to_the_node(cluster: Topology) -> None:

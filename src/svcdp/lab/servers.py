@@ -2,8 +2,9 @@
 
 All listen on IPv4 and IPv6, and ``READY`` is printed when they do.
 
-- HTTP/1.1 with keep-alive. Any path answers ``{"server": "a", "client": ["192.0.2.10", 40000]}``;
-  ``/bytes/N`` answers N bytes, of which byte i is i mod 256.
+- HTTP/1.1 with keep-alive. Any path answers ``{"server": "a", "client": ["192.0.2.10", 40000]}``,
+  and to a request with a body also its ``"length"`` and ``"sha256"``. ``/bytes/N`` answers the
+  first N bytes of ``PATTERN``, repeated.
 - UDP answers the name, a blank, and what came.
 """
 
@@ -11,18 +12,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import ipaddress
 import json
+import random
 import re
 import signal
 import socket
 from collections.abc import Sequence
 from typing import Any, cast
 
-__all__ = ["main"]
+__all__ = ["PATTERN", "main"]
 
 BACKLOG = 4096
-PATTERN = bytes(range(256)) * 256  # what is written at a time
+BLOCK = 1 << 18  # bytes of a body that are read at a time
+
+#: Its length is prime: what is lost, doubled or moved shows, whatever the segments' size.
+PATTERN = random.Random(1).randbytes(1048573)
 
 Address = tuple[str, int]
 
@@ -67,16 +73,27 @@ class HttpServer:
         if not request:
             writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
             return False
-        body = re.search(r"\r\ncontent-length: *(\d+)\r\n", head, re.I)
-        await reader.readexactly(int(body[1]) if body else 0)
-        if pattern := re.fullmatch(r"/bytes/(\d{1,15})", request[1]):
-            await self._write_pattern(int(pattern[1]), writer)
+        length = re.search(r"\r\ncontent-length: *(\d{1,15})\r\n", head, re.I)
+        body = await self._read_body(int(length[1]), reader) if length else {}
+        if count := re.fullmatch(r"/bytes/(\d{1,15})", request[1]):
+            await self._write_pattern(int(count[1]), writer)
         else:
-            text = json.dumps({"server": self.name, "client": client})
+            text = json.dumps({"server": self.name, "client": client} | body)
             self._write_head(len(text), "application/json", writer)
             writer.write(text.encode())
         await writer.drain()
         return request[2] == "1" and not re.search(r"\r\nconnection: *close\r\n", head, re.I)
+
+    async def _read_body(self, length: int, reader: asyncio.StreamReader) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        left = length
+        while left:
+            block = await reader.read(min(left, BLOCK))
+            if not block:
+                raise asyncio.IncompleteReadError(b"", left)
+            digest.update(block)
+            left -= len(block)
+        return {"length": length, "sha256": digest.hexdigest()}
 
     def _write_head(self, length: int, kind: str, writer: asyncio.StreamWriter) -> None:
         head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
