@@ -5,17 +5,28 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from svcdp.dataplane import Captures, Dataplane
+from svcdp.rules import CapturePlan
 from svcdp.types import ForwardMethod, ServiceSpec
 
-if TYPE_CHECKING:
-    from svcdp.rules import Backend, CapturePlan
-
-__all__ = ["NfqueueMode"]
+__all__ = ["NfqueueMode", "Rules"]
 
 _NOTHING = Captures()
+
+
+class Rules(Protocol):
+    """Who has packets captured. :class:`svcdp.rules.Backend` is one."""
+
+    def apply(self, plan: CapturePlan) -> None:
+        """Capture exactly what the plan says; after an error, nothing."""
+
+    def update(self, added: Captures, removed: Captures) -> None:
+        """Change what is captured; after an error it is as before."""
+
+    def remove(self) -> None:
+        """Capture nothing, and leave nothing behind."""
 
 
 class _Held:
@@ -49,9 +60,9 @@ class NfqueueMode:
     called by any thread.
     """
 
-    def __init__(self, dataplane: Dataplane, backend: Backend, plan: CapturePlan) -> None:
+    def __init__(self, dataplane: Dataplane, rules: Rules, plan: CapturePlan) -> None:
         self._dataplane = dataplane
-        self._backend = backend
+        self._rules = rules
         self._plan = plan
         self._lock = threading.Lock()
         self._installed = False
@@ -102,7 +113,7 @@ class NfqueueMode:
         with self._lock:
             if self._installed:
                 self._installed = False
-                self._backend.remove()
+                self._rules.remove()
 
     def _grow(self, wanted: Captures) -> None:
         self._leaving = True
@@ -114,7 +125,7 @@ class NfqueueMode:
     def _apply(self, wanted: Captures) -> None:
         self._held = None
         plan = dataclasses.replace(self._plan, virtual=wanted.virtual, real=wanted.real)
-        self._backend.apply(plan)
+        self._rules.apply(plan)
         self._held = _Held(wanted)
 
     def _change(self, added: Captures, removed: Captures) -> None:
@@ -122,7 +133,7 @@ class NfqueueMode:
             return
         held, self._held = self._held, None
         assert held is not None
-        self._backend.update(added, removed)
+        self._rules.update(added, removed)
         held.change(added, removed)
         self._held = held
 

@@ -11,28 +11,30 @@ from svcdp.rules import Backend, CapturePlan, choose
 __all__ = ["NoRules", "capture_plan", "choose_backend"]
 
 
-class NoRules(Backend):
-    """For those who install their own rules: does nothing."""
+class NoRules:
+    """Stands in for a backend where somebody else installs the rules."""
 
     name = "none"
 
     def apply(self, plan: CapturePlan) -> None:
-        pass
+        """Nothing to do."""
 
     def update(self, added: Captures, removed: Captures) -> None:
-        pass
+        """Nothing to do."""
 
     def remove(self) -> None:
-        pass
+        """Nothing to do."""
 
     def render(self, plan: CapturePlan) -> str:
+        """Nothing would be done."""
         return ""
 
     def show(self) -> str:
+        """Nothing is there."""
         return ""
 
 
-def choose_backend(config: NodeConfig) -> Backend:
+def choose_backend(config: NodeConfig) -> Backend | NoRules:
     """Who installs the rules, in this network namespace.
 
     Raises :class:`svcdp.FeatureUnavailable` or :class:`svcdp.MissingCapability`.

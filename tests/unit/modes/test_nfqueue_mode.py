@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 
 from svcdp.dataplane import Captures, Dataplane
 from svcdp.errors import ConfigError, RulesError
 from svcdp.modes.nfqueue import NfqueueMode
+from svcdp.rules import CapturePlan
 from svcdp.types import DestinationSpec, ServiceSpec
 
 VIP = "10.96.0.10"
@@ -17,12 +15,6 @@ ONE, TWO = DestinationSpec("10.1.0.1", 8080), DestinationSpec("10.1.0.2", 8080)
 WEB = ServiceSpec(VIP, 80, destinations=(ONE,))
 WEB_TWO = ServiceSpec(VIP, 80, destinations=(TWO,))
 DNS = ServiceSpec("10.96.0.20", 53, "udp", destinations=(ONE, TWO))
-
-
-@dataclass(frozen=True)
-class Plan:
-    virtual: frozenset[tuple[str, str, int]] = frozenset()
-    real: frozenset[tuple[str, str, int]] = frozenset()
 
 
 class Kernel:
@@ -41,7 +33,7 @@ class Kernel:
         self.calls.append(name)
         self.served.append(len(self.dataplane.services()))
 
-    def apply(self, plan: Plan) -> None:
+    def apply(self, plan: CapturePlan) -> None:
         self._call("apply")
         self.held = Captures(plan.virtual, plan.real)
 
@@ -68,9 +60,7 @@ class Bench:
     def __init__(self) -> None:
         self.dataplane = Dataplane(1000, seed=1)
         self.kernel = Kernel(self.dataplane)
-        backend: Any = self.kernel
-        plan: Any = Plan()
-        self.mode = NfqueueMode(self.dataplane, backend, plan)
+        self.mode = NfqueueMode(self.dataplane, self.kernel, CapturePlan())
 
     def connect(self) -> None:
         """Open a TCP connection to the web service."""
