@@ -96,3 +96,17 @@ def test_every_document_is_reachable_from_the_readme() -> None:
             if file.exists() and file not in linked:
                 frontier.add(file)
     assert set(tracked("docs/*.md")) <= linked
+
+
+def test_make_says_that_python_is_too_old(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "apt-packages.txt", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    old = tmp_path / "python3.9"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = subprocess.run(
+        ["make", "build", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert f"svcdp needs Python >= 3.11 and {old} is older" in done.stderr
+    assert not (tmp_path / ".venv").exists()
