@@ -392,9 +392,11 @@ class Dataplane(Core):
     def sweep(self, now: int | None = None, limit: int | None = None) -> None:
         """Drop expired connections among the next ``limit`` (default: all) of each family."""
         left = self.records() if limit is None else min(limit, self.records())
-        while left > 0:
-            self.sweep_records(self.clock() if now is None else now, min(left, STEP))
+        while True:
+            self.sweep_records(now, min(left, STEP))
             left -= STEP
+            if left <= 0:
+                break
 
     def explain(self, flow: str | Flow) -> Explanation:
         """What would happen to the first packet of a flow (TCP: a SYN). Nothing changes."""

@@ -5,14 +5,23 @@ from svcdp._core.path cimport Engine, Worker
 from svcdp._core.service cimport Service
 
 
+cdef struct Retired:
+    Retired *next
+    uint64_t epoch                 # packets from here on cannot see it
+    bint is_service                # or plain memory
+    void *pointer
+
+
 cdef class Core:
     cdef Engine *engine
-    cdef list workers              # addresses of Worker
+    # Not Python objects: the garbage collector would empty those before __dealloc__ sees them.
+    cdef Worker *workers
+    cdef Retired *retired          # freed when no packet can see them
     cdef dict choosers             # address of Service -> (chooser, candidates)
-    cdef list retired              # (epoch, kind, address): freed when no packet can see them
     cdef list free_ids             # of destinations
     cdef set draining              # ids of removed destinations that connections still use
     cdef uint32_t next_id
+    cdef uint32_t worker_count
     cdef uint64_t seed
     cdef readonly object clock     # -> ns
     cdef readonly uint32_t max_connections
@@ -35,9 +44,10 @@ cdef class Core:
 
     cdef Worker *worker_new(self) except NULL
     cdef int reserve_destination(self, uint32_t id) except -1
-    cdef int retire(self, list replaced, list services, object snapshot) except -1
-    cdef int reclaim(self) except -1
-    cdef int drop_service(self, object pointer) except -1
+    cdef void retire(self, void *pointer, bint is_service, uint64_t epoch) noexcept
+    cdef void free_retired(self, Retired *item) noexcept
+    cdef void reclaim(self) noexcept
+    cdef void drop_service(self, Service *service) noexcept
     cdef int64_t time_of(self, object now) except -1
     cdef void process_one(self, svcdp_packet *packet, object now) except *
     cdef Service *find_service(self, bytes address, uint16_t port, uint8_t protocol)

@@ -44,10 +44,6 @@ STATES = (
 cdef int64_t TIME_MAX = <int64_t>1 << 62
 
 cdef enum:
-    # What waits in Core.retired.
-    RETIRED_MEMORY = 0
-    RETIRED_SERVICE = 1
-
     # Smaller batches are done before the GIL could be given away and taken back.
     BATCH_NOGIL = 8
 
@@ -203,9 +199,7 @@ cdef class Core:
     ):
         cdef uint64_t random = seed
         cdef int i
-        self.workers = []
         self.choosers = {}
-        self.retired = []
         self.free_ids = []
         self.draining = set()
         self.next_id = 1
@@ -229,23 +223,30 @@ cdef class Core:
 
     def __dealloc__(self):
         cdef uint32_t i
+        cdef Worker *worker
+        cdef Retired *item
         if self.engine is NULL:
             return
-        for _, kind, pointer in self.retired or ():
-            if kind == RETIRED_SERVICE:
-                service_free(<Service *><uintptr_t>pointer)
+        while self.retired is not NULL:
+            item = self.retired
+            self.retired = item.next
+            if item.is_service:
+                service_free(<Service *>item.pointer)
             else:
-                free(<void *><uintptr_t>pointer)
+                free(item.pointer)
+            free(item)
         if self.engine.snapshot is not NULL:
             for pointer in snapshot_services(self.engine.snapshot):
                 service_free(<Service *><uintptr_t>pointer)
             for i in range(self.engine.snapshot.mask + 1):
                 free(self.engine.snapshot.shards[i])
             free(self.engine.snapshot)
-        for pointer in self.workers or ():
+        while self.workers is not NULL:
+            worker = self.workers
+            self.workers = worker.next
             for i in range(DESTINATION_CHUNKS):
-                free((<Worker *><uintptr_t>pointer).traffic[i])
-            free(<void *><uintptr_t>pointer)
+                free(worker.traffic[i])
+            free(worker)
         for i in range(DESTINATION_CHUNKS):
             free(self.engine.destinations.chunks[i])
         table_free(&self.engine.table)
@@ -258,9 +259,11 @@ cdef class Core:
         cdef uint32_t i
         if worker is NULL:
             raise MemoryError("cannot allocate a worker")
-        self.workers.append(<uintptr_t>worker)
+        worker.next = self.workers
+        self.workers = worker
         worker.busy = True
-        worker.random = self.seed + <uint64_t>len(self.workers)
+        self.worker_count += 1
+        worker.random = self.seed + self.worker_count
         for i in range(DESTINATION_CHUNKS):
             if self.engine.destinations.chunks[i] is NULL:
                 break
@@ -271,11 +274,11 @@ cdef class Core:
         return worker
 
     cdef Worker *worker_acquire(self) except NULL:
-        cdef Worker *worker
-        for pointer in self.workers:
-            worker = <Worker *><uintptr_t>pointer
+        cdef Worker *worker = self.workers
+        while worker is not NULL:
             if not exchange_u8(&worker.busy, True):
                 return worker
+            worker = worker.next
         return self.worker_new()
 
     cdef void worker_release(self, Worker *worker) noexcept nogil:
@@ -428,12 +431,13 @@ cdef class Core:
             load_acquire_u32(&self.engine.table.pools[0].fresh),
             load_acquire_u32(&self.engine.table.pools[1].fresh)) - 1
 
-    def sweep_records(self, int64_t now, uint32_t limit):
+    def sweep_records(self, now, uint32_t limit):
         """Look at `limit` records of each family, the next in turn, and drop expired ones."""
+        cdef int64_t time = self.time_of(now)
         cdef Worker *worker = self.worker_acquire()
         with nogil:
             exchange_u64(&worker.epoch, load_acquire_u64(&self.engine.epoch))
-            sweep(self.engine, worker, now, limit)
+            sweep(self.engine, worker, time, limit)
             store_release_u64(&worker.epoch, 0)
         self.worker_release(worker)
         self.reclaim()
@@ -443,16 +447,16 @@ cdef class Core:
     cdef int reserve_destination(self, uint32_t id) except -1:
         """Memory for a destination's state and, with every worker, for its counters."""
         cdef uint32_t chunk = id // DESTINATION_CHUNK
-        cdef Worker *worker
+        cdef Worker *worker = self.workers
         if chunk >= DESTINATION_CHUNKS:
             raise OverflowError(
                 f"no more than {DESTINATION_CHUNKS * DESTINATION_CHUNK - 1} destinations")
-        for pointer in self.workers:
-            worker = <Worker *><uintptr_t>pointer
+        while worker is not NULL:
             if worker.traffic[chunk] is NULL:
                 worker.traffic[chunk] = <Traffic *>calloc(DESTINATION_CHUNK, sizeof(Traffic))
                 if worker.traffic[chunk] is NULL:
                     raise MemoryError("cannot allocate the counters of destinations")
+            worker = worker.next
         if self.engine.destinations.chunks[chunk] is NULL:
             self.engine.destinations.chunks[chunk] = <Dest *>calloc(
                 DESTINATION_CHUNK, sizeof(Dest))
@@ -465,7 +469,7 @@ cdef class Core:
         cdef Destination result = Destination.__new__(Destination)
         cdef uint32_t id = self.free_ids.pop() if self.free_ids else self.next_id
         cdef Dest *state
-        cdef Worker *worker
+        cdef Worker *worker = self.workers
         self.reserve_destination(id)
         if id == self.next_id:
             self.next_id += 1
@@ -476,10 +480,10 @@ cdef class Core:
         state.words = <uint8_t>(PyBytes_GET_SIZE(address) // 4)
         state.port = htons(port)
         state.method = METHOD_MASQ
-        for pointer in self.workers:
-            worker = <Worker *><uintptr_t>pointer
+        while worker is not NULL:
             memset(&worker.traffic[id // DESTINATION_CHUNK][id % DESTINATION_CHUNK], 0,
                    sizeof(Traffic))
+            worker = worker.next
         result.core = self
         result.state = state
         result.address = format_address(state.address, state.words)
@@ -502,6 +506,7 @@ cdef class Core:
         cdef Service *service
         cdef Service *before
         cdef Snapshot *snapshot
+        cdef uint64_t epoch
         cdef Snapshot *old = self.engine.snapshot
         try:
             for record, edits in services:
@@ -525,7 +530,7 @@ cdef class Core:
             snapshot = snapshot_next(old, added, outgoing, replaced)
         except BaseException:
             for pointer in added:
-                self.drop_service(pointer)
+                self.drop_service(<Service *><uintptr_t>pointer)
             raise
         for id in removed_ids:
             dest_of(&self.engine.destinations, id).removed = True
@@ -534,7 +539,12 @@ cdef class Core:
         exchange_ptr(<void **>&self.engine.snapshot, snapshot)
         self.draining.difference_update(restored_ids)
         self.draining.update(removed_ids)
-        self.retire(replaced, outgoing, <uintptr_t>old)
+        epoch = add_u64(&self.engine.epoch, 1)
+        for pointer in replaced:
+            self.retire(<void *><uintptr_t>pointer, False, epoch)
+        for pointer in outgoing:
+            self.retire(<void *><uintptr_t>pointer, True, epoch)
+        self.retire(old, False, epoch)
         self.reclaim()
 
     cdef Service *find_service(self, bytes address, uint16_t port, uint8_t protocol):
@@ -545,39 +555,51 @@ cdef class Core:
         return shard_find(
             shard_of(self.engine.snapshot, hash), hash, bytes_, words, htons(port), protocol)
 
-    cdef int retire(self, list shards, list services, object snapshot) except -1:
-        cdef uint64_t epoch = add_u64(&self.engine.epoch, 1)
-        self.retired += [(epoch, RETIRED_MEMORY, pointer) for pointer in shards if pointer]
-        self.retired += [(epoch, RETIRED_SERVICE, pointer) for pointer in services]
-        self.retired.append((epoch, RETIRED_MEMORY, snapshot))
-        return 0
+    cdef void retire(self, void *pointer, bint is_service, uint64_t epoch) noexcept:
+        """Have something freed once no packet can see it. Without memory for that it leaks."""
+        cdef Retired *item
+        if pointer is not NULL:
+            item = <Retired *>malloc(sizeof(Retired))
+            if item is not NULL:
+                item.next = self.retired
+                item.epoch = epoch
+                item.is_service = is_service
+                item.pointer = pointer
+                self.retired = item
 
-    cdef int reclaim(self) except -1:
+    cdef void reclaim(self) noexcept:
         """Free what no packet on its way can still see."""
         cdef uint64_t oldest = <uint64_t>-1
         cdef uint64_t epoch
-        cdef list kept = []
-        cdef list items = self.retired
+        cdef Worker *worker = self.workers
+        cdef Retired *items = self.retired
+        cdef Retired *item
         # Taken out first: freeing a scheduler may run Python, and that may come back here.
-        self.retired = []
-        for pointer in self.workers:
-            epoch = load_acquire_u64(&(<Worker *><uintptr_t>pointer).epoch)
+        self.retired = NULL
+        while worker is not NULL:
+            epoch = load_acquire_u64(&worker.epoch)
             if epoch and epoch < oldest:
                 oldest = epoch
-        for item in items:
-            if item[0] > oldest:
-                kept.append(item)
-            elif item[1] == RETIRED_SERVICE:
-                self.drop_service(item[2])
+            worker = worker.next
+        while items is not NULL:
+            item = items
+            items = item.next
+            if item.epoch > oldest:
+                item.next = self.retired
+                self.retired = item
             else:
-                free(<void *><uintptr_t>item[2])
-        self.retired += kept
-        return 0
+                self.free_retired(item)
 
-    cdef int drop_service(self, object pointer) except -1:
-        service_free(<Service *><uintptr_t>pointer)
-        self.choosers.pop(pointer, None)
-        return 0
+    cdef void free_retired(self, Retired *item) noexcept:
+        if item.is_service:
+            self.drop_service(<Service *>item.pointer)
+        else:
+            free(item.pointer)
+        free(item)
+
+    cdef void drop_service(self, Service *service) noexcept:
+        service_free(service)
+        self.choosers.pop(<uintptr_t>service, None)
 
     # -- observation -----------------------------------------------------------------------------
 
@@ -589,7 +611,7 @@ cdef class Core:
         """
         self.reclaim()
         # A packet on its way may still make a connection from a retired snapshot.
-        if not self.retired:
+        if self.retired is NULL:
             for id in [*self.draining]:
                 if load_u32(&dest_of(&self.engine.destinations, id).references) == 0:
                     self.draining.discard(id)
@@ -599,16 +621,17 @@ cdef class Core:
     def traffic(self, uint32_t id):
         """(connections, packets_in, bytes_in, packets_out, bytes_out) of a destination so far."""
         cdef Traffic *traffic
+        cdef Worker *worker = self.workers
         cdef uint64_t packets_in = 0, bytes_in = 0, packets_out = 0, bytes_out = 0
         if not 0 < id < self.next_id:
             raise IndexError(f"no destination {id}")
-        for pointer in self.workers:
-            traffic = &(<Worker *><uintptr_t>pointer).traffic[id // DESTINATION_CHUNK][
-                id % DESTINATION_CHUNK]
+        while worker is not NULL:
+            traffic = &worker.traffic[id // DESTINATION_CHUNK][id % DESTINATION_CHUNK]
             packets_in += traffic.packets_in
             bytes_in += traffic.bytes_in
             packets_out += traffic.packets_out
             bytes_out += traffic.bytes_out
+            worker = worker.next
         return (
             dest_of(&self.engine.destinations, id).connections,
             packets_in, bytes_in, packets_out, bytes_out)
@@ -618,23 +641,27 @@ cdef class Core:
         scheduler_errors), and what the table holds: (connections, templates).
         """
         cdef dict packets = {}
-        cdef uint64_t total, created = 0, expired = 0, errors = 0
-        cdef Worker *worker
+        cdef uint64_t totals[SVCDP_VERDICT_COUNT][SVCDP_REASON_COUNT]
+        cdef uint64_t created = 0, expired = 0, errors = 0
+        cdef uint32_t templates = load_u32(&self.engine.table.templates)
+        cdef Worker *worker = self.workers
         cdef uint32_t verdict, reason
-        for verdict in range(SVCDP_VERDICT_COUNT):
-            for reason in range(SVCDP_REASON_COUNT):
-                total = 0
-                for pointer in self.workers:
-                    total += (<Worker *><uintptr_t>pointer).verdicts[verdict][reason]
-                if total:
-                    packets[VERDICTS[verdict], REASONS[reason]] = total
-        for pointer in self.workers:
-            worker = <Worker *><uintptr_t>pointer
+        memset(totals, 0, sizeof(totals))
+        while worker is not NULL:
+            for verdict in range(SVCDP_VERDICT_COUNT):
+                for reason in range(SVCDP_REASON_COUNT):
+                    totals[verdict][reason] += worker.verdicts[verdict][reason]
             created += worker.created
             expired += worker.expired
             errors += worker.scheduler_errors
-        total = load_u32(&self.engine.table.templates)
-        return packets, created, expired, errors, self.engine.table.count - total, total
+            worker = worker.next
+        for verdict in range(SVCDP_VERDICT_COUNT):
+            for reason in range(SVCDP_REASON_COUNT):
+                if totals[verdict][reason]:
+                    packets[VERDICTS[verdict], REASONS[reason]] = totals[verdict][reason]
+        return (
+            packets, created, expired, errors,
+            load_u32(&self.engine.table.count) - templates, templates)
 
     def connection_rows(self, uint32_t pool, uint32_t start, uint32_t limit):
         """Rows of connections of a family (0: IPv4, 1: IPv6) whose records are `start` and up.

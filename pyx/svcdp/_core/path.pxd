@@ -28,6 +28,7 @@ cdef enum:
     PORTS_TRIED_MAX = 128
 
 cdef struct Worker:
+    Worker *next               # of the core's workers
     uint64_t epoch             # of the snapshot in use, 0: none
     uint64_t random
     uint64_t verdicts[SVCDP_VERDICT_COUNT][SVCDP_REASON_COUNT]

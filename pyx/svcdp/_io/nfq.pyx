@@ -448,7 +448,10 @@ cdef class Queue:
         reply.mark_attribute.nla_type = NFQA_MARK
         reply.mark = arrival.mark
         if forward or packet.verdict == SVCDP_VERDICT_PASS:
-            verdict = NF_REPEAT if self.repeat else NF_ACCEPT
+            verdict = NF_REPEAT
+            if not self.repeat or arrival.mark & (self.forward_mark | self.pass_mark):
+                # One that is marked was here before: the rules let it come back, for ever.
+                verdict = NF_ACCEPT
             if forward:
                 reply.mark |= self.forward_mark
             elif self.repeat:

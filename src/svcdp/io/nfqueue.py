@@ -80,9 +80,14 @@ class NFQueue:
     ) -> None:
         if not 0 <= number <= 65535:
             raise ConfigError(f"queue number {number} is not between 0 and 65535")
-        for name, mark in (("forward_mark", forward_mark), ("pass_mark", pass_mark)):
-            if not 0 <= mark < 1 << 32:
-                raise ConfigError(f"{name} {mark:#x} is not a 32-bit mark")
+        for name, value, least, most in (
+            ("forward_mark", forward_mark, 0, 0xFFFFFFFF),
+            ("pass_mark", pass_mark, 0, 0xFFFFFFFF),
+            ("max_packets", max_packets, 1, 0xFFFFFFFF),
+            ("receive_buffer", receive_buffer, 1, 0x7FFFFFFF),
+        ):
+            if not least <= value <= most:
+                raise ConfigError(f"{name} {value} is not between {least} and {most}")
         if repeat and (not forward_mark or not pass_mark or forward_mark & pass_mark):
             raise ConfigError("repeat needs a forward_mark and a pass_mark with bits of their own")
         self.number = number
@@ -216,9 +221,12 @@ class QueueWorkers:
             thread.start()
 
     def check(self) -> None:
-        """Raise what ended a worker before its time; the other queues are still served."""
+        """PlatformError when a worker ended before its time; the other queues are still served."""
         if self.error is not None:
-            raise self.error
+            number = self.error.errno if isinstance(self.error, OSError) else None
+            raise PlatformError(
+                number or errno.EIO, f"a queue is no longer served: {self.error}"
+            ) from self.error
 
     def stop(self) -> None:
         """Stop serving, then unbind. Idempotent."""
