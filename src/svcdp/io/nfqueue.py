@@ -52,8 +52,9 @@ class NFQueue:
     """One netfilter queue, bound from the start.
 
     With ``repeat`` a packet that goes on walks its chain again, marked: ``forward_mark`` when it
-    was rewritten and ``pass_mark`` when not, so that rules there can tell (and must: without such
-    rules it would come back here). Without, it is accepted, and marked only when rewritten.
+    was rewritten and ``pass_mark`` when not, so that rules there can tell (without such rules it
+    comes back here once more, and is accepted). Without, it is accepted, and marked only when
+    rewritten.
 
     ``fail_open``: packets pass when the queue is full. ``gso``: take packets of up to 64 KiB
     before they are segmented. ``max_packets``: how many may wait. ``receive_buffer``: bytes.
