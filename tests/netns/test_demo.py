@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,35 +16,39 @@ pytestmark = pytest.mark.netns
 DEMO = [sys.executable, "-m", "svcdp", "demo"]
 
 
-def namespaces() -> set[str]:
-    return {path.name for path in Path("/run/netns").glob("*")}
+def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*DEMO, *arguments], env=environment, text=True, **pipes)
 
 
-def folders() -> set[Path]:
-    return set(Path("/tmp").glob("svcdp-demo-*"))
+def left_by(demo: subprocess.Popen[str], tmp_path: Path) -> list[str]:
+    """Namespaces and files that the demo made and that are still there."""
+    namespaces = Path("/run/netns").glob(f"svcdp-{demo.pid}-*")
+    return [str(path) for path in (*namespaces, *tmp_path.iterdir())]
 
 
-def test_demo() -> None:
-    before = (namespaces(), folders())
-    done = subprocess.run([*DEMO, "-o", "json"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr + done.stdout
-    report = json.loads(done.stdout)
+def test_demo(tmp_path: Path) -> None:
+    with start(tmp_path, "-o", "json") as demo:
+        out, err = demo.communicate(timeout=120)
+    assert demo.returncode == 0, err + out
+    report = json.loads(out)
     assert report["ok"] is True
     assert len(report["paths"]) == 16
     assert report["load"]["kept"]["lost"] == 0
     assert report["left_behind"] == []
-    assert (namespaces(), folders()) == before
+    assert left_by(demo, tmp_path) == []
 
 
-def test_ctrl_c() -> None:
-    before = (namespaces(), folders())
-    with subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+def test_ctrl_c(tmp_path: Path) -> None:
+    with start(tmp_path) as demo:
         assert demo.stderr is not None
         for line in demo.stderr:
             if "under load" in line:
+                assert left_by(demo, tmp_path) != []
                 demo.send_signal(signal.SIGINT)
                 break
         out, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert out == ""
-    assert (namespaces(), folders()) == before
+    assert left_by(demo, tmp_path) == []

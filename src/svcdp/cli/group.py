@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from svcdp.errors import ConfigError, SvcdpError
+from svcdp.errors import ConfigError, PlatformError, SvcdpError
 
 __all__ = ["cli", "run"]
 
@@ -66,6 +66,8 @@ def run(arguments: list[str] | None = None) -> int:
         return 1
     except ConfigError as error:
         return _fail(error, 2)
+    except PlatformError as error:
+        return _fail(error.strerror or error, 1)  # without "[Errno 1]"
     except (SvcdpError, OSError) as error:
         return _fail(error, 1)
 

@@ -99,5 +99,5 @@ def _daemon(config: NodeConfig) -> Check | None:
     except SourceError:
         return None
     problems = status["problems"]
-    detail = f"running: {status['services']} services, {len(problems)} problems"
+    detail = f"running: {status['counts']['services']} services, {len(problems)} problems"
     return Check("warn" if problems else "ok", "daemon", detail, "; ".join(problems))

@@ -111,7 +111,7 @@ def status(dataplane: Dataplane, sync: Sync) -> Iterator[Item]:
     yield {
         "generation": sync.generation,
         "problems": [str(problem) for problem in sync.problems],
-        **sync.counts._asdict(),
+        "counts": sync.counts._asdict(),
         "packets": {
             f"{verdict.name}/{reason.name}": count
             for (verdict, reason), count in stats.packets.items()

@@ -45,7 +45,7 @@ class RunningDaemon:
 @contextmanager
 def running_daemon(popen: Popen, folder: Path, *arguments: str) -> Iterator[RunningDaemon]:
     """Start it on ``folder/manifests``, with its log in ``folder/log``; wait until it is ready."""
-    notifications = str(folder / "notify.sock")
+    notifications = str(folder / f"notify-{time.monotonic_ns()}.sock")
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
         open(folder / "log", "w") as log,
