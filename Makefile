@@ -41,6 +41,9 @@ demo: build ## real clients, real servers, real traffic, in network namespaces
 test: build ## all tests; those in network namespaces need root
 	$(BIN)/pytest
 
+bench: build ## the core beside a plain C loop, as one table
+	$(BIN)/python -m benchmarks
+
 lint: build ## ruff and cython-lint
 	$(BIN)/ruff check && $(BIN)/ruff format --check
 	PATH=$(BIN):$$PATH cython-lint pyx
