@@ -115,7 +115,7 @@ cdef inline void sweep(
         fresh = load_acquire_u32(&engine.table.pools[pool].fresh)
         if fresh <= 1:
             continue
-        start = add_u32(&engine.sweep_cursor[pool], budget)
+        start = add_u32(&engine.sweep_cursor[pool], budget) - budget
         for i in range(budget if budget < fresh else fresh):
             sweep_record(
                 engine, worker, record(&engine.table, pool, 1 + (start + i) % (fresh - 1)),
