@@ -124,11 +124,8 @@ def bind(port: int, kind: socket.SocketKind) -> socket.socket:
 
 
 async def serve(name: str, http: Sequence[int], udp: Sequence[int]) -> None:
-    """Until SIGTERM or SIGINT."""
+    """For ever."""
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     for port in http:
         sock = bind(port, socket.SOCK_STREAM)
         await asyncio.start_server(HttpServer(name).serve, sock=sock, backlog=BACKLOG)
@@ -136,11 +133,12 @@ async def serve(name: str, http: Sequence[int], udp: Sequence[int]) -> None:
         sock = bind(port, socket.SOCK_DGRAM)
         await loop.create_datagram_endpoint(lambda: EchoProtocol(name), sock=sock)
     print("READY", flush=True)
-    await stop.wait()
+    await loop.create_future()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to clean up
     parser = argparse.ArgumentParser(prog="python -m svcdp.lab.servers")
     parser.add_argument("--name", required=True, help="what all answers begin with")
     for kind in ("http", "udp"):
