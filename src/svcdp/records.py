@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -188,7 +188,7 @@ class Chooser:
 
 def compile_service(
     spec: ServiceSpec,
-    handles: Mapping[Endpoint, Handle],
+    handles: dict[Endpoint, Handle],
     scheduler: Scheduler | None,
     affinity: int,
 ) -> Record:

@@ -30,7 +30,9 @@ class Connection:
     @classmethod
     def from_row(cls, row: tuple[Any, ...], now: int) -> Connection:
         """From a row of the core, which has a deadline in ns."""
-        return cls(*row[:10], max(row[10] - now, 0) / 1e9, row[11])
+        *fields, deadline, packets, _ = row
+        fields += [max(deadline - now, 0) / 1e9, packets]
+        return cls(*fields)
 
 
 @dataclass(frozen=True, slots=True)
