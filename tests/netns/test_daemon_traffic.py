@@ -84,14 +84,20 @@ def test_every_path_is_served(daemon: RunningDaemon, stage: Stage, source: str) 
     assert {frozenset(result.served) for result in results} == {frozenset(names)}
 
 
-def test_listings(daemon: RunningDaemon, stage: Stage) -> None:
+def test_verbs(daemon: RunningDaemon, stage: Stage) -> None:
+    """What an operator sees: get, check and rules, while the daemon runs."""
     ask_web(stage.client)
-    socket = ["--admin-socket", str(daemon.folder / "run" / "admin.sock")]
 
     def svcdp(*arguments: str) -> str:
-        command = [sys.executable, "-m", "svcdp", *arguments, *socket]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        run_dir = str(daemon.folder / "run")
+        command = [sys.executable, "-m", "svcdp", *arguments, "--run-dir", run_dir]
+        return stage.node.run(command).stdout
 
+    checks = json.loads(svcdp("check", "-o", "json"))["checks"]
+    assert {check["status"] for check in checks} <= {"ok", "warn"}
+    assert "running: 2 services, 0 problems" in [check["detail"] for check in checks]
+    assert "SVCDP-PREROUTING" in svcdp("rules", "show")
+    assert sum(queue["received"] for queue in daemon.get("queues")) > 0
     assert svcdp("get", "services", "-o", "name").split() == ["service/echo", "service/web"]
     assert "80:30080/TCP" in svcdp("get", "services")
     assert len(svcdp("get", "endpoints").splitlines()) == 1 + 2 * 8
@@ -201,6 +207,40 @@ def test_rules_that_cannot_be_are_an_error(untouched: None, stage: Stage, folder
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert err.splitlines()[-1].startswith("error: packets cannot be captured here")
+
+
+def test_rules_can_be_applied_and_removed_by_hand(
+    untouched: None, stage: Stage, folder: Path
+) -> None:
+    def rules(verb: str, *arguments: str) -> str:
+        command = [sys.executable, "-m", "svcdp", "rules", verb, *arguments]
+        return stage.node.run([*command, "--run-dir", str(folder / "run")]).stdout
+
+    before = traces(stage.node)
+    applied = rules("apply", "-f", str(folder / "manifests"), "--dry-run")
+    assert "add SVCDP-VIRTUAL4-NEW 10.96.0.10,tcp:80\n" in applied
+    assert traces(stage.node) == before
+    rules("apply", "-f", str(folder / "manifests"))
+    shown = rules("show")
+    assert "10.96.0.10,tcp:80" in shown
+    assert rules("remove", "--dry-run") == shown
+    assert traces(stage.node) != before
+    assert ask_pod(stage)["failed"] == 0
+    rules("remove")
+    assert rules("show") == ""
+
+
+def test_the_namespace_can_be_named(untouched: None, stage: Stage, folder: Path) -> None:
+    """A daemon that is started elsewhere serves the node's namespace."""
+    arguments = [*stage.daemon_arguments, "--netns", stage.node.full_name]
+    with running_daemon(here, folder, *arguments) as daemon:
+        assert ask_web(stage.client)["failed"] == 0
+        assert ask_web(stage.node)["failed"] == 0
+        assert daemon.stop() == 0
+
+
+def here(command: list[str], **arguments: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, text=True, **arguments)
 
 
 def test_one_daemon_a_namespace(daemon: RunningDaemon, stage: Stage, tmp_path: Path) -> None:

@@ -23,13 +23,13 @@ def command(output: str | None, config_file: str | None, **flags: Any) -> int:
     Each setting is shown with where its value came from. Exit status 1 if something that
     `svcdp run` needs is missing.
     """
+    from svcdp.io import netns
     from svcdp.node.checks import run_checks
     from svcdp.node.config import load
-    from svcdp.node.network import enter_netns
 
     loaded = load(config_file, flags=flags)
     if loaded.config.netns:
-        enter_netns(loaded.config.netns)
+        netns.enter(loaded.config.netns)
     checks = list(run_checks(loaded.config))
     rows = list(loaded.rows())
     if output:

@@ -1,4 +1,4 @@
-"""``svcdp get services|endpoints|connections``"""
+"""``svcdp get services|endpoints|connections|queues``"""
 
 from __future__ import annotations
 

@@ -125,4 +125,22 @@ KINDS = (
         ),
         namespaced=False,
     ),
+    Kind(
+        "queues",
+        "queue",
+        "q",
+        lambda item: item["queue"],
+        (
+            Column("QUEUE", lambda item: item["queue"]),
+            Column("RECEIVED", lambda item: item["received"], volatile=True),
+            Column("VERDICTS", lambda item: item["verdicts"], volatile=True),
+            Column("WAITING", lambda item: item["waiting"], volatile=True),
+            Column("DROPPED", lambda i: i["dropped_kernel"] + i["dropped_user"]),
+            Column("ERRORS", lambda item: item["errors"]),
+            Column("OVERRUNS", lambda item: item["overruns"], wide=True),
+            Column("TRUNCATED", lambda item: item["truncated"], wide=True),
+            Column("ANSWERS", lambda item: item["answers"], wide=True, volatile=True),
+        ),
+        namespaced=False,
+    ),
 )

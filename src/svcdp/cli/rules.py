@@ -23,11 +23,11 @@ def command() -> None:
 
 
 def _load(config_file: str | None, flags: dict[str, Any]) -> NodeConfig:
-    from svcdp.node.network import enter_netns
+    from svcdp.io import netns
 
     config = load(config_file, flags=flags).config
     if config.netns:
-        enter_netns(config.netns)
+        netns.enter(config.netns)
     return config
 
 

@@ -5,28 +5,14 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterable
-from typing import Protocol
 
 from svcdp.dataplane import Captures, Dataplane
-from svcdp.rules import CapturePlan
+from svcdp.rules import Backend, CapturePlan
 from svcdp.types import ForwardMethod, ServiceSpec
 
-__all__ = ["NfqueueMode", "Rules"]
+__all__ = ["NfqueueMode"]
 
 _NOTHING = Captures()
-
-
-class Rules(Protocol):
-    """Who has packets captured. :class:`svcdp.rules.Backend` is one."""
-
-    def apply(self, plan: CapturePlan) -> None:
-        """Capture exactly what the plan says; after an error, nothing."""
-
-    def update(self, added: Captures, removed: Captures) -> None:
-        """Change what is captured; after an error it is as before."""
-
-    def remove(self) -> None:
-        """Capture nothing, and leave nothing behind."""
 
 
 class _Held:
@@ -60,7 +46,7 @@ class NfqueueMode:
     called by any thread.
     """
 
-    def __init__(self, dataplane: Dataplane, rules: Rules, plan: CapturePlan) -> None:
+    def __init__(self, dataplane: Dataplane, rules: Backend, plan: CapturePlan) -> None:
         self._dataplane = dataplane
         self._rules = rules
         self._plan = plan

@@ -11,7 +11,7 @@ from svcdp.rules import Backend, CapturePlan, choose
 __all__ = ["NoRules", "capture_plan", "choose_backend"]
 
 
-class NoRules:
+class NoRules(Backend):
     """Stands in for a backend where somebody else installs the rules."""
 
     name = "none"
@@ -34,7 +34,7 @@ class NoRules:
         return ""
 
 
-def choose_backend(config: NodeConfig) -> Backend | NoRules:
+def choose_backend(config: NodeConfig) -> Backend:
     """Who installs the rules, in this network namespace.
 
     Raises :class:`svcdp.FeatureUnavailable` or :class:`svcdp.MissingCapability`.

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from svcdp.errors import SourceError, SvcdpError
+from svcdp.errors import PlatformError, SourceError
 from svcdp.node.capture import choose_backend
 from svcdp.node.client import AdminClient
 from svcdp.node.config import NodeConfig
 from svcdp.node.network import discover_addresses
+from svcdp.rules.probe import BACKENDS, probe
 
 __all__ = ["Check", "run_checks"]
 
@@ -37,7 +38,7 @@ def run_checks(config: NodeConfig) -> Iterator[Check]:
     yield daemon or Check("ok", "daemon", "none is running")
     if daemon is None:  # else they are its own
         yield from _queues(config)
-    yield _rules(config)
+    yield from _rules(config)
     yield from _forwarding()
     yield _addresses(config)
 
@@ -68,11 +69,17 @@ def _queues(config: NodeConfig) -> Iterator[Check]:
         yield Check("ok", "queues", f"{config.queues} are free")
 
 
-def _rules(config: NodeConfig) -> Check:
+def _rules(config: NodeConfig) -> Iterator[Check]:
+    found = probe()
+    for backend in BACKENDS:
+        if missing := found.missing(backend):
+            yield Check("warn", f"rules by {backend}", f"lacks {', '.join(missing)}")
+        else:
+            yield Check("ok", f"rules by {backend}", "possible")
     try:
-        return Check("ok", "rules", choose_backend(config).name)
-    except SvcdpError as error:
-        return Check("fail", "rules", str(error))
+        yield Check("ok", "rules", choose_backend(config).name)
+    except PlatformError as error:
+        yield Check("fail", "rules", error.strerror or str(error), "install what is missing")
 
 
 def _forwarding() -> Iterator[Check]:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from svcdp.dataplane import Dataplane
 from svcdp.errors import ConfigError, SvcdpError
+from svcdp.io import netns
 from svcdp.io.nfqueue import QueueWorkers
 from svcdp.kube import ManifestSource
 from svcdp.modes.nfqueue import NfqueueMode
@@ -25,7 +26,7 @@ from svcdp.node.admin import AdminServer, Handler
 from svcdp.node.capture import capture_plan, choose_backend
 from svcdp.node.config import NodeConfig, settings
 from svcdp.node.context import node_context
-from svcdp.node.network import claim_netns, discover_addresses, enter_netns
+from svcdp.node.network import claim_netns, discover_addresses
 from svcdp.node.systemd import notify, watchdog_interval
 from svcdp.sync import Sync
 
@@ -51,7 +52,7 @@ def run(config: NodeConfig, reread: Callable[[], NodeConfig] | None = None) -> N
     if not config.manifests:
         raise ConfigError("no manifests to serve: give a folder with -f, or set manifests")
     if config.netns:
-        enter_netns(config.netns)
+        netns.enter(config.netns)
     asyncio.run(_Daemon(config, reread).main())
 
 

@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import ipaddress
-import os
 import socket
 
-from svcdp.errors import ConfigError, ConflictError, MissingCapability
+from svcdp.errors import ConflictError
 from svcdp.node.values import Address
 
-__all__ = ["claim_netns", "discover_addresses", "enter_netns"]
+__all__ = ["claim_netns", "discover_addresses"]
 
-CLONE_NEWNET = 0x40000000  # linux/sched.h
 IFA_F_DEPRECATED = 0x20  # linux/if_addr.h
 MAIN_TABLE = 254  # linux/rtnetlink.h, RT_TABLE_MAIN
-
-
-def enter_netns(netns: str) -> None:
-    """Move this thread to a network namespace, by name (``ip netns``) or path.
-
-    Threads and processes that it starts later follow. :class:`svcdp.ConfigError` where
-    there is no such namespace.
-    """
-    path = netns if "/" in netns else f"/run/netns/{netns}"
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigError(f"netns: cannot open {path}: {error.strerror}") from None
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)  # os.setns() comes with Python 3.12
-        if libc.setns(fd, CLONE_NEWNET) == 0:
-            return
-    finally:
-        os.close(fd)
-    code = ctypes.get_errno()
-    if code == errno.EPERM:
-        raise MissingCapability(code, f"entering {path} needs CAP_SYS_ADMIN: run as root")
-    raise ConfigError(f"netns: {path} is no network namespace: {os.strerror(code)}")
 
 
 def claim_netns() -> socket.socket:

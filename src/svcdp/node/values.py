@@ -39,7 +39,7 @@ class Range(str):
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last <= 0xFFFF:
             raise ValueError(f"{value!r} is not a rising range within 0-65535")
-        self = super().__new__(cls, f"{first}-{last}")
+        self = super().__new__(cls, f"{first}-{last}" if first < last else f"{first}")
         self.first, self.last = first, last
         return self
 

@@ -64,11 +64,23 @@ CONNECTION = {
     "expiresIn": 899.5,
     "packets": 12,
 }
+QUEUE = {
+    "queue": 100,
+    "received": 9,
+    "verdicts": 8,
+    "truncated": 0,
+    "answers": 1,
+    "errors": 0,
+    "overruns": 0,
+    "dropped_kernel": 2,
+    "dropped_user": 3,
+    "waiting": 1,
+}
 ANSWERS: dict[str, list[dict[str, Any]]] = {
     "services": [WEB, CART],
     "endpoints": [ENDPOINT],
     "connections": [CONNECTION],
-    "queues": [],
+    "queues": [QUEUE],
 }
 
 
@@ -158,6 +170,13 @@ def test_connections(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
     )
 
 
+def test_queues(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
+    assert output(capsys, daemon, "queues") == (
+        "QUEUE   RECEIVED   VERDICTS   WAITING   DROPPED   ERRORS\n"
+        "100     9          8          1         5         0\n"
+    )
+
+
 def test_nothing_found(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
     assert run(["get", "svc", "-n", "empty", "--admin-socket", daemon]) == 0
     captured = capsys.readouterr()
@@ -188,7 +207,7 @@ def test_watch_prints_what_changes(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pods"], "cannot get 'pods': get one of services, endpoints, connections"),
+        (["pods"], "cannot get 'pods': get one of services, endpoints, connections, queues"),
         (["svc", "-A", "-n", "x"], "-n and -A exclude each other"),
     ],
 )

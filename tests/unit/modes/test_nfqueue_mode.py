@@ -7,7 +7,7 @@ import pytest
 from svcdp.dataplane import Captures, Dataplane
 from svcdp.errors import ConfigError, RulesError
 from svcdp.modes.nfqueue import NfqueueMode
-from svcdp.rules import CapturePlan
+from svcdp.rules import Backend, CapturePlan
 from svcdp.types import DestinationSpec, ServiceSpec
 
 VIP = "10.96.0.10"
@@ -17,7 +17,7 @@ WEB_TWO = ServiceSpec(VIP, 80, destinations=(TWO,))
 DNS = ServiceSpec("10.96.0.20", 53, "udp", destinations=(ONE, TWO))
 
 
-class Kernel:
+class Kernel(Backend):
     """Plays a rules backend: holds sets, can refuse, and writes down what is asked of it."""
 
     def __init__(self, dataplane: Dataplane) -> None:
@@ -52,6 +52,12 @@ class Kernel:
     def remove(self) -> None:
         self._call("remove")
         self.held = None
+
+    def render(self, plan: CapturePlan) -> str:
+        raise NotImplementedError
+
+    def show(self) -> str:
+        raise NotImplementedError
 
 
 class Bench:
