@@ -5,6 +5,7 @@ GIL (around a batch) and takes it back (to ask a scheduler written in Python).
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
 )
+from cpython.long cimport PyLong_Check
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
@@ -297,7 +298,12 @@ cdef class Core:
         return answer(packet.data, packet.len, out, capacity)
 
     cdef int64_t time_of(self, object now) except -1:
-        cdef object time = self.clock() if now is None else now
+        cdef int64_t time
+        if now is None:
+            now = self.clock()
+        if not PyLong_Check(now):
+            raise TypeError(f"now must be an int (ns), not {now!r}")
+        time = now
         if not 0 <= time <= TIME_MAX:
             raise ValueError(f"now must be ns from 0 to 2^62, not {time}")
         return time
