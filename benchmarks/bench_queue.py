@@ -57,7 +57,9 @@ class Udp(NamedTuple):
     share: float
 
 
-class Path_(NamedTuple):
+class Lane(NamedTuple):
+    """Three hosts in a row, and the program that sends."""
+
     client: Namespace
     node: Namespace
     server: Namespace
@@ -145,7 +147,7 @@ class Consumer:
 # -- measuring ----------------------------------------------------------------------------------
 
 
-def build(lab: Lab, directory: str) -> Path_:
+def build(lab: Lab, directory: str) -> Lane:
     sender = os.path.join(directory, "sender")
     compiler = shlex.split(os.environ.get("CC", "cc"))
     subprocess.run([*compiler, "-O2", str(SOURCE), "-o", sender], check=True)
@@ -159,7 +161,7 @@ def build(lab: Lab, directory: str) -> Path_:
     client.ip("route add default via 192.0.2.1")
     server.ip("route add default via 10.1.1.1")
     node.sysctl("net.ipv4.ip_forward", 1)
-    return Path_(client, node, server, sender)
+    return Lane(client, node, server, sender)
 
 
 def arrivals(server: Namespace) -> int:
@@ -175,32 +177,31 @@ def arrivals(server: Namespace) -> int:
     return server.call(read)
 
 
-def udp_round(path: Path_, case: str, count: int) -> Udp:
+def udp_round(lane: Lane, case: str, count: int) -> Udp:
     def open_sink() -> socket.socket:
         sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sink.bind((SERVER, PORT))  # nobody reads: what does not fit is dropped without an answer
         return sink
 
-    with path.server.call(open_sink), Consumer(path.node, case):
-        before = arrivals(path.server)
-        process = path.client.popen(
-            ["taskset", "-c", SENDER_CORE, path.sender, target(case), str(PORT)]
-            + [str(count), str(FLOWS)],
-            stdout=subprocess.PIPE,
+    with lane.server.call(open_sink), Consumer(lane.node, case):
+        before = arrivals(lane.server)
+        arguments = [target(case), str(PORT), str(count), str(FLOWS)]
+        process = lane.client.popen(
+            ["taskset", "-c", SENDER_CORE, lane.sender, *arguments], stdout=subprocess.PIPE
         )
         output, _ = process.communicate(timeout=60)
         start, sent = map(int, output.split())
-        arrived, last = arrivals(path.server) - before, time.monotonic_ns()
+        arrived, last = arrivals(lane.server) - before, time.monotonic_ns()
         while arrived < count and time.monotonic_ns() - last < QUIET * 1e9:
             time.sleep(0.002)
-            more = arrivals(path.server) - before
+            more = arrivals(lane.server) - before
             if more != arrived:
                 arrived, last = more, time.monotonic_ns()
     arrived = min(arrived, count)
     return Udp(count / (sent - start) * 1e9, arrived / (last - start) * 1e9, arrived / count)
 
 
-def tcp_round(path: Path_, case: str, seconds: float) -> float:
+def tcp_round(lane: Lane, case: str, seconds: float) -> float:
     """Gbit/s of payload."""
     received = 0
 
@@ -213,21 +214,19 @@ def tcp_round(path: Path_, case: str, seconds: float) -> float:
                 received += size
 
     with (
-        path.server.call(lambda: socket.create_server((SERVER, SERVED))) as listener,
-        Consumer(path.node, case),
+        lane.server.call(lambda: socket.create_server((SERVER, SERVED))) as listener,
+        Consumer(lane.node, case),
     ):
         thread = threading.Thread(target=receive, args=(listener,))
         thread.start()
         data = bytes(1 << 18)
-        with path.client.call(socket.create_connection, (target(case), SERVED), 10) as client:
+        with lane.client.call(socket.create_connection, (target(case), SERVED), 10) as client:
             client.settimeout(30)
             client.sendall(data)
             before, start = received, time.perf_counter()
             while time.perf_counter() - start < seconds:
                 client.sendall(data)
             rate = (received - before) * 8 / (time.perf_counter() - start) / 1e9
-            # With zero in time-wait the next case may have the ports at once.
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         thread.join(10)
     return rate
 
@@ -242,12 +241,12 @@ def measure(rounds: int, count: int, seconds: float) -> dict[str, Any]:
     udp: dict[str, list[Udp]] = {case: [] for case in udp_cases}
     tcp: dict[str, list[float]] = {case: [] for case in tcp_cases}
     with tempfile.TemporaryDirectory() as directory, Lab() as lab:
-        path = build(lab, directory)
+        lane = build(lab, directory)
         for _ in range(rounds):
             for case in udp_cases:
-                udp[case].append(udp_round(path, case, count))
+                udp[case].append(udp_round(lane, case, count))
             for case in tcp_cases:
-                tcp[case].append(tcp_round(path, case, seconds))
+                tcp[case].append(tcp_round(lane, case, seconds))
     delivered = {case: [each.delivered for each in done] for case, done in udp.items()}
     return {
         "rounds": rounds,
