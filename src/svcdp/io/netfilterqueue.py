@@ -17,7 +17,7 @@ from typing import Protocol
 from svcdp.dataplane import Dataplane
 from svcdp.types import Verdict
 
-__all__ = ["Packet", "handler"]
+__all__ = ["Handler", "Packet", "handler"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +31,16 @@ class Packet(Protocol):
     def drop(self) -> None: ...
 
 
-def handler(
-    dp: Dataplane, on_pass: Callable[[Packet], None] | None = None
-) -> Callable[[Packet], None]:
+def handler(dp: Dataplane, on_pass: Callable[[Packet], None] | None = None) -> Handler:
     """A callback that routes packets through a dataplane.
 
     Each packet gets exactly one verdict, whatever happens. ``on_pass`` is called for packets
     that are no service's, and then it gives the verdict; when it raises, or gives none, the
-    packet is accepted. Errors are logged once each place. Rejected packets are answered through
-    a raw socket, which needs CAP_NET_RAW; without it they are dropped in silence.
+    packet is accepted. Errors are counted (``handler.errors``) and logged once each place.
+    Rejected packets are answered through a raw socket, which needs CAP_NET_RAW; without it they
+    are dropped in silence.
     """
-    return _Handler(dp, on_pass)
+    return Handler(dp, on_pass)
 
 
 class _OneVerdict:
@@ -61,23 +60,26 @@ class _OneVerdict:
         self._packet.set_payload(payload)
 
     def accept(self) -> None:
-        if not self.given:
-            self.given = True
-            self._packet.accept()
+        self._give(self._packet.accept)
 
     def drop(self) -> None:
-        if not self.given:
-            self.given = True
-            self._packet.drop()
+        self._give(self._packet.drop)
 
     def repeat(self) -> None:
+        self._give(self._packet.repeat)  # type: ignore[attr-defined]
+
+    def _give(self, verdict: Callable[[], None]) -> None:
         if not self.given:
+            verdict()
             self.given = True
-            self._packet.repeat()  # type: ignore[attr-defined]
 
 
-class _Handler:
+class Handler:
+    """The callback that :func:`handler` makes."""
+
     def __init__(self, dp: Dataplane, on_pass: Callable[[Packet], None] | None) -> None:
+        #: Packets that were accepted because something failed.
+        self.errors = 0
         self._dp = dp
         self._on_pass = on_pass
         self._answers = _Answers()
@@ -113,6 +115,7 @@ class _Handler:
             loan.accept()
 
     def _log(self, message: str) -> None:
+        self.errors += 1
         if message not in self._logged:
             self._logged.add(message)
             logger.exception(message)

@@ -9,7 +9,13 @@ import select
 import struct
 
 from svcdp.dataplane import Dataplane
-from svcdp.errors import ClosedError, FeatureUnavailable, MissingCapability, PlatformError
+from svcdp.errors import (
+    ClosedError,
+    ConfigError,
+    FeatureUnavailable,
+    MissingCapability,
+    PlatformError,
+)
 from svcdp.io.netns import NetNS, call_in
 
 __all__ = ["Tun"]
@@ -20,6 +26,7 @@ IFF_TUN = 0x0001
 IFF_NO_PI = 0x1000
 
 PACKET_MAX = 65535
+NAME_MAX = 15  # IFNAMSIZ less the 0 at its end
 
 
 class Tun:
@@ -32,6 +39,8 @@ class Tun:
     """
 
     def __init__(self, dp: Dataplane, name: str = "svcdp%d", *, netns: NetNS = None) -> None:
+        if not 0 < len(name.encode()) <= NAME_MAX:
+            raise ConfigError(f"TUN device name {name!r} is not of 1 to {NAME_MAX} bytes")
         self._dp = dp
         self._buffer = bytearray(PACKET_MAX)
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -44,6 +53,7 @@ class Tun:
 
     def fileno(self) -> int:
         """Readable when a packet waits."""
+        self._check_open()
         return self._fd
 
     def process_ready(self, limit: int = 1024) -> int:
@@ -51,33 +61,41 @@ class Tun:
 
         Passed and forwarded packets and answers go back into the kernel, dropped ones do not.
         """
-        if self._fd < 0:
-            raise ClosedError(f"TUN device {self.name} is closed")
+        self._check_open()
         view = memoryview(self._buffer)
         for count in range(limit):
             try:
                 size = os.readv(self._fd, [self._buffer])
             except BlockingIOError:
                 return count
+            except OSError as error:
+                raise PlatformError(
+                    error.errno, f"TUN device {self.name}: {error.strerror}; was it removed?"
+                ) from None
             result = self._dp.process(view[:size])
             if result.packet is not None:
                 self._write(result.packet)
         return limit
 
     def run(self) -> None:
-        """Route packets until :meth:`stop`, which any thread may call."""
+        """Route packets until :meth:`stop`, which any thread may call.
+
+        PlatformError when the device is taken away.
+        """
+        self._check_open()
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         poll.register(self._stop_read, select.POLLIN)
         while True:
             if self._stop_read in (fd for fd, _ in poll.poll()):
-                os.read(self._stop_read, 1)
+                os.read(self._stop_read, 4096)
                 return
             self.process_ready()
 
     def stop(self) -> None:
         """Make :meth:`run` return, also if it is called only later."""
-        os.write(self._stop_write, b"\0")
+        if self._fd >= 0:
+            os.write(self._stop_write, b"\0")
 
     def close(self) -> None:
         """Idempotent."""
@@ -91,6 +109,10 @@ class Tun:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self._fd < 0:
+            raise ClosedError(f"TUN device {self.name} is closed")
 
     def _write(self, packet: memoryview) -> None:
         try:
@@ -113,8 +135,9 @@ def _open(name: str) -> tuple[int, str]:
         reply = fcntl.ioctl(fd, TUNSETIFF, request)
     except OSError as error:
         os.close(fd)
-        kind = MissingCapability if error.errno == errno.EPERM else PlatformError
-        raise kind(
-            error.errno, f"TUN device {name}: {error.strerror}; needs CAP_NET_ADMIN"
-        ) from None
+        if error.errno == errno.EPERM:
+            raise MissingCapability(
+                error.errno, f"TUN device {name}: needs CAP_NET_ADMIN; run as root or grant it"
+            ) from None
+        raise PlatformError(error.errno, f"TUN device {name}: {error.strerror}") from None
     return fd, reply[:16].rstrip(b"\0").decode()

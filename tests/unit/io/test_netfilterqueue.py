@@ -84,6 +84,16 @@ def test_on_pass_that_gives_none_or_several(dataplane):
     assert given.verdicts == ["drop"]
 
 
+def test_on_pass_that_asks_for_a_verdict_that_there_is_not(dataplane):
+    class OldPacket(FakePacket):
+        def repeat(self) -> None:
+            raise RuntimeError("no such verdict")
+
+    given = OldPacket(packet("192.0.2.5").payload)
+    handler(dataplane, on_pass=lambda each: each.repeat())(given)
+    assert given.verdicts == ["accept"]
+
+
 def test_on_pass_that_raises_is_logged_once(dataplane, caplog):
     def fail(each) -> None:
         raise RuntimeError("broken filter")
@@ -94,6 +104,7 @@ def test_on_pass_that_raises_is_logged_once(dataplane, caplog):
             given = packet("192.0.2.5")
             callback(given)
             assert given.verdicts == ["accept"]
+    assert callback.errors == 3
     assert [record.message for record in caplog.records].count(
         "on_pass failed; the packet is accepted"
     ) == 1
