@@ -95,12 +95,8 @@ def _restore(tool: str, script: str) -> None:
 
 def _found(tool: str, table: str) -> list[str]:
     """Chains (``:NAME``) and rules (``-A``) of ours, as the save command prints them."""
-    saved = run([f"{tool}-save", "-t", table])
-    return [
-        line
-        for line in saved.splitlines()
-        if re.match(rf":{PREFIX}|-A .*-j {PREFIX}", line) or line.startswith(f"-A {PREFIX}")
-    ]
+    ours = re.compile(rf":{PREFIX}|-A {PREFIX}|-A .* -[jg] {PREFIX}[A-Z]+$")
+    return [line for line in run([f"{tool}-save", "-t", table]).splitlines() if ours.match(line)]
 
 
 def _table(table: str, found: list[str], rules: dict[str, list[str]]) -> str:

@@ -1,7 +1,12 @@
 """Routes by which programs on the node itself reach service addresses.
 
 ``connect()`` needs a route before raw OUTPUT sees a packet, and takes the source address from
-it. It is recognised by its protocol number, so that it can be found and removed.
+it; the rewritten packet is routed anew, by its real destination. The device only matters for
+addresses that no service has: by the interface of the node's address such packets end with an
+unanswered ARP request or neighbour solicitation. By ``lo`` each would pass the node 63 times.
+
+Like all routes by an interface these go when it is taken down: apply the plan again. They are
+recognised by their protocol number.
 """
 
 from __future__ import annotations

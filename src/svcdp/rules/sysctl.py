@@ -6,10 +6,13 @@ input (``fib_validate_source()`` in net/ipv4/fib_frontend.c): the first as a mar
 ``accept_local`` is set, the second where ``rp_filter`` is 1, strict. IPv6 has no such checks.
 
 ``accept_local`` is on where ``conf.all`` or the interface has it, and of ``rp_filter`` the
-greater of the two counts. So ``conf.all`` alone decides, also for the veths of Pods to come:
-accept_local=1, and, where something is strict, rp_filter=2, loose. What the kernel would have
-dropped is then dropped by rules of svcdp, before anything of it is rewritten: see
-:class:`Guard`.
+greater of the two counts. So ``conf.all`` alone decides, also for the veths of Pods to come,
+which may be given values of their own: accept_local=1, and, where something is strict,
+rp_filter=2, loose. What the kernel would have dropped is then dropped by rules of svcdp, before
+anything of it is rewritten: see :class:`Guard`.
+
+Loose still asks for some route to the source. Where there is neither a default route nor one
+to the service addresses, replies are lost: give ``service_cidrs``.
 """
 
 from __future__ import annotations
@@ -27,6 +30,10 @@ __all__ = ["Guard", "Sysctls"]
 CONF = Path("/proc/sys/net/ipv4/conf")
 STRICT, LOOSE = "1", "2"
 PSEUDO = {"all", "default", "lo"}
+ACCEPT_LOCAL, RP_FILTER = "all/accept_local", "all/rp_filter"
+
+Changes = Mapping[str, tuple[str, str]]
+"""Path below ``conf`` -> (original value, new value)."""
 
 
 @dataclass(frozen=True)
@@ -59,31 +66,45 @@ class Sysctls:
     def _file(self) -> Path:
         return self._folder / f"sysctls-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
 
+    def changes(self) -> Changes:
+        """What :meth:`apply` sets."""
+        changes = {}
+        if self._original(ACCEPT_LOCAL) == "0":
+            changes[ACCEPT_LOCAL] = ("0", "1")
+        if self._strict_default() or self._interfaces(strict=True):
+            changes[RP_FILTER] = (self._original(RP_FILTER), LOOSE)
+        return changes
+
     def guard(self) -> Guard:
-        """What is to be dropped once :meth:`apply` has been called."""
-        return self._read()[1]
+        """What the rules have to drop once that is set."""
+        martians = self._original(ACCEPT_LOCAL) == "0"
+        trusted = tuple(n for n in _interfaces() if _value(f"{n}/accept_local") == "1")
+        strict_default = self._strict_default()
+        listed = self._interfaces(strict=not strict_default)
+        return Guard(
+            martians=martians,
+            trusted=trusted if martians else (),
+            strict_default=strict_default,
+            strict=() if strict_default else listed,
+            loose=listed if strict_default else (),
+        )
 
-    def changes(self) -> dict[str, tuple[str, str]]:
-        """What :meth:`apply` sets: path below ``conf`` -> (original value, new value)."""
-        return self._read()[0]
-
-    def apply(self) -> Guard:
+    def apply(self) -> None:
         """Set what must be set. Saves the original values first."""
-        changes, guard = self._read()
-        if changes:
-            self._save(changes)
-            for name, (_, value) in changes.items():
-                _write(name, value)
-        return guard
+        saved = self._saved()
+        changes = self.changes()
+        self._save({**saved, **changes})
+        for name, (_, value) in changes.items():
+            _write(name, value)
+        self._undo({name: saved[name] for name in saved.keys() - changes.keys()})
+        self._save(changes)
 
     def restore(self) -> None:
         """Undo :meth:`apply`, also that of a process that crashed.
 
         What somebody else has set since then stays.
         """
-        for name, (original, value) in self._saved().items():
-            if _value(name) == value:
-                _write(name, original)
+        self._undo(self._saved())
         self._file.unlink(missing_ok=True)
 
     def show(self) -> str:
@@ -94,44 +115,44 @@ class Sysctls:
             for name, (original, _) in saved
         )
 
-    def _read(self) -> tuple[dict[str, tuple[str, str]], Guard]:
-        saved = self._saved()
+    def _original(self, name: str) -> str:
+        """The value without us."""
+        current = _value(name)
+        original, ours = self._saved().get(name, (current, ""))
+        return original if current == ours else current
 
-        def original(name: str) -> str:
-            was, value = saved.get(name, ("", ""))
-            current = _value(name)
-            return was if current == value else current
+    def _interfaces(self, *, strict: bool) -> tuple[str, ...]:
+        """Those with a strict rp_filter, without us, or those without."""
+        everywhere = self._original(RP_FILTER)
+        return tuple(n for n in _interfaces() if _is_strict(everywhere, n) == strict)
 
-        changes = {}
-        accepts = original("all/accept_local")
-        if accepts == "0":
-            changes["all/accept_local"] = (accepts, "1")
-        everywhere = original("all/rp_filter")
-        interfaces = sorted(path.name for path in CONF.iterdir() if path.name not in PSEUDO)
-        strict_default, *strict_each = (
-            max(everywhere, _value(f"{name}/rp_filter")) == STRICT
-            for name in ("default", *interfaces)
-        )
-        strict = tuple(n for n, on in zip(interfaces, strict_each, strict=True) if on)
-        loose = tuple(n for n, on in zip(interfaces, strict_each, strict=True) if not on)
-        if strict or strict_default:
-            changes["all/rp_filter"] = (everywhere, LOOSE)
-        guard = Guard(
-            martians=accepts == "0",
-            trusted=tuple(n for n in interfaces if _value(f"{n}/accept_local") == "1"),
-            strict_default=strict_default,
-            strict=() if strict_default else strict,
-            loose=loose if strict_default else (),
-        )
-        return changes, guard
+    def _strict_default(self) -> bool:
+        """Whether interfaces to come are strict."""
+        return _is_strict(self._original(RP_FILTER), "default")
 
-    def _saved(self) -> Mapping[str, tuple[str, str]]:
+    def _undo(self, changes: Changes) -> None:
+        for name, (original, value) in changes.items():
+            if _value(name) == value:
+                _write(name, original)
+
+    def _saved(self) -> Changes:
         try:
-            return {name: (old, new) for name, (old, new) in _load(self._file).items()}
-        except FileNotFoundError:
+            text = self._file.read_text()
+        except (FileNotFoundError, NotADirectoryError):
             return {}
+        except OSError as error:
+            raise PlatformError(
+                error.errno, f"cannot read {self._file}: {error.strerror}"
+            ) from None
+        try:
+            return {name: (old, new) for name, (old, new) in json.loads(text).items()}
+        except (ValueError, TypeError, AttributeError):
+            raise PlatformError(None, f"{self._file} is damaged: remove it") from None
 
-    def _save(self, changes: Mapping[str, tuple[str, str]]) -> None:
+    def _save(self, changes: Changes) -> None:
+        if not changes:
+            self._file.unlink(missing_ok=True)
+            return
         try:
             self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             # Whole or not at all, also if the machine stops here.
@@ -144,13 +165,12 @@ class Sysctls:
             ) from None
 
 
-def _load(file: Path) -> dict[str, list[str]]:
-    text = file.read_text()
-    try:
-        loaded: dict[str, list[str]] = json.loads(text)
-    except ValueError:
-        raise PlatformError(None, f"{file} is damaged: remove it") from None
-    return loaded
+def _interfaces() -> list[str]:
+    return sorted(path.name for path in CONF.iterdir() if path.name not in PSEUDO)
+
+
+def _is_strict(everywhere: str, interface: str) -> bool:
+    return max(everywhere, _value(f"{interface}/rp_filter")) == STRICT
 
 
 def _value(name: str) -> str:

@@ -1,0 +1,73 @@
+"""When a step fails: what is raised, and what is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakehost import Host
+
+from svcdp.dataplane import Captures
+from svcdp.errors import FeatureUnavailable, MissingCapability, RulesError
+from svcdp.rules import CapturePlan
+from svcdp.rules.iptables import IptablesBackend
+from svcdp.rules.nft import NftBackend
+
+SAVED = '*raw\n:SVCDP-OUTPUT - [0:0]\n-A OUTPUT -m comment --comment "svcdp" -j SVCDP-OUTPUT\n'
+
+
+@pytest.mark.parametrize("tool", ["ip6tables-restore", "iptables-restore"])
+def test_a_failed_step_takes_back_those_before(host: Host, tool: str) -> None:
+    host.install()
+    for save in ("iptables-save", "ip6tables-save"):
+        host.prints(save, SAVED)
+    host.fails(tool, "line 7 failed")
+    with pytest.raises(RulesError, match="line 7 failed") as caught:
+        IptablesBackend(None, host.run_dir).apply(CapturePlan())
+    assert caught.value.argv[0] == tool
+    assert caught.value.stderr == "line 7 failed"
+    assert "-D OUTPUT" in " ".join(host.log())
+    assert host.values() == "0 0"
+    assert not Path(host.run_dir).exists()
+
+
+def test_a_failed_route_takes_back_the_rules(host: Host) -> None:
+    host.install()
+    plan = CapturePlan(service_cidrs=("10.96.0.0/12",), addresses=("192.0.2.1",))
+    with pytest.raises(RulesError, match=r"no interface has the address 192\.0\.2\.1"):
+        NftBackend(None, host.run_dir).apply(plan)
+    assert host.log()[-2:] == ["table inet svcdp", "delete table inet svcdp"]
+    assert host.values() == "0 0"
+
+
+def test_a_route_needs_an_address_of_its_family(host: Host) -> None:
+    host.install()
+    plan = CapturePlan(service_cidrs=("fd00:10:96::/112",), addresses=("192.0.2.1",))
+    with pytest.raises(RulesError, match="no address of this node is IPv6: set addresses"):
+        NftBackend(None, host.run_dir).apply(plan)
+
+
+def test_a_failed_update_is_taken_back(host: Host) -> None:
+    host.install()
+    host.fails("ipset", "no such set")
+    added = Captures(frozenset({("tcp", "10.96.0.11", 80)}), frozenset())
+    removed = Captures(frozenset(), frozenset({("tcp", "10.1.1.11", 8080)}))
+    with pytest.raises(RulesError, match="no such set"):
+        IptablesBackend(None, host.run_dir).update(added, removed)
+    assert host.log()[-2:] == [
+        "del SVCDP-VIRTUAL4 10.96.0.11,tcp:80",
+        "add SVCDP-REAL4 10.1.1.11,tcp:8080",
+    ]
+
+
+def test_no_right(host: Host) -> None:
+    host.install()
+    host.fails("nft", "Error: Operation not permitted")
+    with pytest.raises(MissingCapability, match="CAP_NET_ADMIN"):
+        NftBackend(None, host.run_dir).show()
+
+
+def test_no_tool(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(host.bin))
+    with pytest.raises(FeatureUnavailable, match="nft is not installed"):
+        NftBackend(None, host.run_dir).show()
