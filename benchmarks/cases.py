@@ -166,11 +166,12 @@ class Hit:
                 self.loop.run(fill)
                 fill.of_flows(min(first, max(connections - FILL, 0)), syn=syn)
                 self.dp.process_batch(fill.batch)
-        self.call, self.argument = {
+        calls: dict[str, tuple[Callable[[Any], object], object]] = {
             "batch": (self.dp.process_batch, self.packets.batch),
             "list": (self.dp.process_batch, self.buffers),
             "single packet": (self.dp.process, self.buffers[0]),
-        }[how]
+        }
+        self.call, self.argument = calls[how]
         self.contiguous = how == "batch"
 
     def svcdp(self) -> float:

@@ -112,16 +112,20 @@ class Loop:
 
     def run(self, packets: Packets) -> int:
         """Route the packets; how many were rewritten."""
-        return self._library.reference_run(
-            self._table, packets.address, STRIDE, packets.lengths, packets.count, 1
+        return int(
+            self._library.reference_run(
+                self._table, packets.address, STRIDE, packets.lengths, packets.count, 1
+            )
         )
 
     def time(self, packets: Packets) -> int:
         """The ns that `run` takes in C."""
-        return self._library.reference_time(
-            self._table, packets.address, STRIDE, packets.lengths, packets.count, 1
+        return int(
+            self._library.reference_time(
+                self._table, packets.address, STRIDE, packets.lengths, packets.count, 1
+            )
         )
 
     def time_nothing(self) -> int:
         """The ns that reading the clock takes in C."""
-        return self._library.reference_time_nothing()
+        return int(self._library.reference_time_nothing())
