@@ -55,8 +55,8 @@ def test_a_failed_update_is_taken_back(host: Host) -> None:
     with pytest.raises(RulesError, match="no such set"):
         IptablesBackend(None, host.run_dir).update(added, removed)
     assert host.log()[-2:] == [
-        "del SVCDP-VIRTUAL4 10.96.0.11,tcp:80",
-        "add SVCDP-REAL4 10.1.1.11,tcp:8080",
+        "del SVCDP-VIRTUAL4 10.96.0.11,6:80",
+        "add SVCDP-REAL4 10.1.1.11,6:8080",
     ]
 
 

@@ -140,8 +140,8 @@ def test_a_set_is_built_aside_and_swapped_in(host: Host) -> None:
     # Of each set: create both, empty and fill the new one, swap, destroy the old one.
     verbs = [line.split()[0] for line in log if " SVCDP-REAL6" in line and line[0] != "-"]
     assert verbs == ["create", "create", "flush", "add", "swap", "destroy"]
-    assert "add SVCDP-VIRTUAL6-NEW fd00:10:96::10,sctp:81" in log
-    assert "add SVCDP-REAL4-NEW 10.1.1.11,udp:53" in log
+    assert "add SVCDP-VIRTUAL6-NEW fd00:10:96::10,132:81" in log
+    assert "add SVCDP-REAL4-NEW 10.1.1.11,17:53" in log
 
 
 def test_the_size_of_an_update_is_that_of_the_change(host: Host) -> None:
@@ -150,8 +150,8 @@ def test_the_size_of_an_update_is_that_of_the_change(host: Host) -> None:
     IptablesBackend(None, host.run_dir).update(added, removed)
     assert host.log() == [
         "ipset -exist restore",
-        "add SVCDP-VIRTUAL4 10.96.0.11,tcp:80",
-        "del SVCDP-REAL6 fd00:10:1::11,tcp:8080",
+        "add SVCDP-VIRTUAL4 10.96.0.11,6:80",
+        "del SVCDP-REAL6 fd00:10:1::11,6:8080",
     ]
     NftBackend(None, host.run_dir).update(added, removed)
     assert host.log() == [
