@@ -63,7 +63,7 @@ def observable(bench: Bench) -> Any:
     return bench.dp.stats(), bench.dp.services(), bench.connections()
 
 
-@settings(max_examples=250, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(
     st.lists(SERVICES, max_size=5, unique_by=lambda s: s.key),
     st.lists(
