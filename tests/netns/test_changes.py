@@ -4,41 +4,31 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from traffic import CLUSTER_IPS, UDP_PORT, Kept, Load, Target, ask, targets, write_service
+from traffic import (
+    CLUSTER_IPS,
+    UDP_PORT,
+    Kept,
+    Load,
+    Start,
+    Target,
+    ask,
+    firewall,
+    targets,
+    write_service,
+)
 
-from svcdp.cli._demo.daemon import RunningDaemon, running_daemon
+from svcdp.cli._demo.daemon import RunningDaemon
 from svcdp.lab import Server, Topology, wait_until
 
-pytestmark = [
-    pytest.mark.netns,
-    # With the firewall: what is forwarded here is what the daemon lets pass.
-    pytest.mark.parametrize("cluster", [True], indirect=True, ids=["firewall"]),
-]
-
-Start = Callable[[], AbstractContextManager[RunningDaemon]]
+# With the firewall: what is forwarded here is what the daemon lets pass.
+pytestmark = [pytest.mark.netns, firewall]
 
 TIMEOUT = 20.0  # seconds
 REQUESTS = 50  # a phase and target: 1,000 and more in all
-
-
-@pytest.fixture
-def folder(cluster: Topology, tmp_path: Path) -> Path:
-    """Manifests of a Service that the first two servers serve."""
-    (tmp_path / "manifests").mkdir()
-    write_service(tmp_path / "manifests", cluster, cluster.servers[:2])
-    return tmp_path
-
-
-@pytest.fixture
-def start(cluster: Topology, folder: Path) -> Start:
-    """Starts the daemon on these manifests."""
-    arguments = ["--node-name", "node", "--pod-cidrs", ",".join(cluster.pod_cidrs)]
-    return lambda: running_daemon(cluster.node.popen, folder, *arguments)
 
 
 def weights(daemon: RunningDaemon) -> dict[str, int]:
@@ -75,7 +65,7 @@ def test_requests_while_endpoints_change(cluster: Topology, folder: Path, start:
         load = stack.enter_context(Load(cluster.client, targets(cluster)))
         assert load.servers(REQUESTS) == {"a", "b"}
         for servers, changed, expected in steps:
-            write_service(folder / "manifests", cluster, servers, changed)
+            write_service(folder / "manifests", servers, changed)
             wanted = {x: changed.get(s.name, 1) for s in servers for x in (s.ipv4, s.ipv6)}
             wait_until(lambda: weights(daemon) == wanted, TIMEOUT, f"{wanted} in force")  # noqa: B023
             assert load.servers(REQUESTS) == expected

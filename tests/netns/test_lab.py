@@ -159,6 +159,13 @@ def test_run_hands_over_input_output_and_failure(lab: Lab) -> None:
         space.run(["sleep", "1000"], timeout=0.1)
 
 
+def test_a_name_may_be_a_word_of_ip(lab: Lab) -> None:
+    one, other = lab.namespace("a"), lab.namespace("dev")
+    lab.link(one, other)
+    one.add_address("dev", "192.0.2.1/24")
+    assert "192.0.2.1/24" in one.run(["ip", "address", "show", "dev", "dev"]).stdout
+
+
 # -- errors ---------------------------------------------------------------------------------------
 
 

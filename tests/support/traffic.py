@@ -5,31 +5,42 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
+from svcdp.cli._demo.daemon import RunningDaemon
 from svcdp.lab import Namespace, Server, Topology, wait_until
 
 CLUSTER_IPS = ("10.96.0.10", "fd00:10:96::a")
 PORT, NODE_PORT = 80, 30080
 UDP_PORT = 53
+#: Of the servers: HTTP, where a firewall lets clients connect directly too, and UDP.
+PORTS = (9000, 5353)
 TIMEOUT = 10.0  # seconds; a lost SYN is sent again within
 PHASE_TIMEOUT = 60.0  # seconds
 
 Target = tuple[str, int]
+#: Starts the daemon with more settings; it stops at the end of the block.
+Start = Callable[..., AbstractContextManager[RunningDaemon]]
+
+#: The node of ``cluster`` forwards only what the daemon or a rule of its own lets pass.
+firewall = pytest.mark.parametrize("cluster", [True], indirect=True, ids=["firewall"])
 
 
 def write_service(
     folder: Path,
-    topology: Topology,
     servers: Sequence[Server],
     weights: Mapping[str, int] | None = None,
+    ports: tuple[int, int] = PORTS,
 ) -> None:
-    """Have one Service with these endpoints, in one step: HTTP at the port to which a firewall
-    lets clients connect directly too, and UDP. ``weights`` by server name."""
+    """Have one Service with these endpoints, in one step. ``weights`` are by server name."""
     texts = [f"{a}={(weights or {}).get(s.name, 1)}" for s in servers for a in (s.ipv4, s.ipv6)]
     service = {
         "apiVersion": "v1",
@@ -46,9 +57,9 @@ def write_service(
             ],
         },
     }
-    ports = [
-        {"name": "http", "protocol": "TCP", "port": topology.direct_port},
-        {"name": "echo", "protocol": "UDP", "port": 5353},
+    endpoint_ports = [
+        {"name": "http", "protocol": "TCP", "port": ports[0]},
+        {"name": "echo", "protocol": "UDP", "port": ports[1]},
     ]
     slices = [
         {
@@ -59,7 +70,7 @@ def write_service(
                 "labels": {"kubernetes.io/service-name": "web"},
             },
             "addressType": family,
-            "ports": ports,
+            "ports": endpoint_ports,
             "endpoints": [{"addresses": [address]} for address in addresses],
         }
         for family, addresses in (
@@ -107,6 +118,16 @@ def ask(source: Namespace, target: Target) -> dict[str, Any]:
     """One request over a connection of its own."""
     with Kept(source, target) as connection:
         return connection.ask()
+
+
+def ask_udp(source: Namespace, target: Target, payload: bytes = b"hello") -> bytes:
+    """One datagram from a socket of its own, and its answer."""
+    family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+    with source.call(socket.socket, family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(TIMEOUT)
+        sock.connect(target)
+        sock.send(payload)
+        return sock.recv(65535)
 
 
 class Load:

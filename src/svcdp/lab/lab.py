@@ -120,10 +120,10 @@ class Lab:
     def link(self, one: Namespace, other: Namespace) -> None:
         """A cable (a veth pair) between two namespaces. Each end is named after the other."""
         one.ip(
-            f"link add {other.name} type veth peer name {one.name} netns {other.full_name}",
-            f"link set {other.name} up",
+            f"link add name {other.name} type veth peer name {one.name} netns {other.full_name}",
+            f"link set dev {other.name} up",
         )
-        other.ip(f"link set {one.name} up")
+        other.ip(f"link set dev {one.name} up")
 
     @staticmethod
     def stale() -> list[str]:
