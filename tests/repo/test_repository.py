@@ -17,7 +17,17 @@ ROOT = Path(__file__).parents[2]
 def tracked(*patterns: str) -> list[Path]:
     """Files of the tree that are not ignored."""
     listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns],
+        [
+            "git",
+            "-c",
+            "safe.directory=*",
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "--",
+            *patterns,
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
