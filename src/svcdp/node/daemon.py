@@ -126,7 +126,7 @@ class _Daemon:
                     "node": config.node_name,
                     "addresses": ",".join(addresses),
                     "queues": config.queues,
-                    "rules": config.rules,
+                    "rules": backend.name,
                     **sync.counts._asdict(),
                 },
             )

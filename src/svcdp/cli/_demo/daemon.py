@@ -76,4 +76,5 @@ def _wait_ready(process: subprocess.Popen[str], ready: socket.socket, log: Path)
                 return
         except TimeoutError:
             pass
-    raise SvcdpError(f"the daemon did not start: {log.read_text().strip() or 'no word from it'}")
+    last = (log.read_text().splitlines() or ["it said nothing"])[-1]
+    raise SvcdpError(f"the daemon did not start: {last.removeprefix('error: ')}")

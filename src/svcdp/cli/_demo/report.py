@@ -88,13 +88,13 @@ class Report:
                 ],
             ),
             table(
-                ["ENDPOINTS UNDER LOAD", "NEW CONNECTIONS", "SERVED BY", "EXPECTED"],
+                ["ENDPOINTS UNDER LOAD", "NEW CONNECTIONS", "SERVED BY", "AS EXPECTED"],
                 [
                     [
                         phase.change,
                         sum(phase.served.values()),
                         _who(phase.served),
-                        "ok" if phase.ok else "only " + " ".join(phase.expected),
+                        "yes" if phase.ok else "NO: " + " ".join(phase.expected),
                     ]
                     for phase in self.phases
                 ],

@@ -1,0 +1,58 @@
+"""The demo's report, and who may run it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from svcdp.cli._demo.report import PathResult, PhaseResult, Report
+from svcdp.cli.group import run
+
+
+@pytest.fixture
+def report() -> Report:
+    """One in which all is well."""
+    kept = {"connections": 4, "requests": 100, "lost": 0, "moved": 0}
+    return Report(
+        paths=[PathResult("client", "ClusterIP web", "TCP", "::1", 80, {"b": 1, "a": 2}, 0)],
+        phases=[PhaseResult("a and b", {"a": 5, "b": 6}, ["a", "b"])],
+        load={"failed": 0, "errors": {}, "kept": kept, "changing": 9},
+        queues=[{"queue": 100, "received": 7}],
+        exit_status=0,
+    )
+
+
+def test_all_is_well(report: Report) -> None:
+    assert report.ok
+    assert report.plain()["ok"] is True
+    text = report.text()
+    assert "client   ClusterIP web   [::1]:80/TCP   3    0        a:2 b:1\n" in text
+    assert "new connections      20            0        -      -\n" in text
+    assert text.endswith("Result: all is well")
+
+
+def test_an_empty_report_is_no_success() -> None:
+    assert not Report().ok
+
+
+@pytest.mark.parametrize("flaw", ["failed", "wrong server", "lost", "moved", "left", "exit"])
+def test_flaws_are_seen(report: Report, flaw: str) -> None:
+    if flaw == "failed":
+        report.paths[0].failed = 1
+    elif flaw == "wrong server":
+        report.phases[0].served["c"] = 1
+    elif flaw == "left":
+        report.left_behind.append("a rule")
+    elif flaw == "exit":
+        report.exit_status = 1
+    else:
+        report.load["kept"][flaw] = 1
+    assert not report.ok
+    assert report.text().endswith("Result: FAILED")
+
+
+def test_it_needs_root(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert run(["demo"]) == 1
+    assert capsys.readouterr().err == "error: the demo makes network namespaces: run it as root\n"
