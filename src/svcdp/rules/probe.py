@@ -149,4 +149,4 @@ def _error(argv: Sequence[str]) -> str | None:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    return None if done.returncode == 0 else done.stderr.strip() or "failed"
+    return None if done.returncode == 0 else done.stderr.strip().partition("\n")[0] or "failed"
