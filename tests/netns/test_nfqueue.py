@@ -233,11 +233,17 @@ def test_udp_of_every_size(path: Path, dp: svcdp.Dataplane, version: int) -> Non
             assert client.recv(2048) == payload[::-1]
 
 
+@pytest.mark.parametrize("source", ["client", "node"])
 @pytest.mark.parametrize("version", [4, 6])
-def test_rejected_clients_hear_of_it(path: Path, dp: svcdp.Dataplane, version: int) -> None:
+def test_rejected_clients_hear_of_it(
+    path: Path, dp: svcdp.Dataplane, version: int, source: str
+) -> None:
+    # The node's own clients need some route to the address.
+    path.node.ip(f"route add {NOBODY[version]} dev server")
+    space = {"client": path.client, "node": path.node}[source]
     with served(dp, path) as workers:
         with pytest.raises(ConnectionRefusedError):
-            path.client.call(socket.create_connection, (NOBODY[version], 80), TIMEOUT)
+            space.call(socket.create_connection, (NOBODY[version], 80), TIMEOUT)
 
         def ask() -> None:
             with socket.socket(FAMILY[version], socket.SOCK_DGRAM) as client:
@@ -247,9 +253,34 @@ def test_rejected_clients_hear_of_it(path: Path, dp: svcdp.Dataplane, version: i
                 client.recv(1)
 
         with pytest.raises(ConnectionRefusedError):
-            path.client.call(ask)
+            space.call(ask)
         total = totals(workers)
         assert (total("answers"), total("errors")) == (2, 0)
+
+
+def test_verdicts_that_do_not_fit_go_one_by_one(path: Path, dp: svcdp.Dataplane) -> None:
+    count, payload = 40, bytes(1000)
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            for _ in range(count):
+                client.sendto(payload, (VIRTUAL[4], 80))
+
+    path.only_rule("-m", "mark", "--mark", "0", "-j", "NFQUEUE")
+    with (
+        listen(path, 4, socket.SOCK_DGRAM) as server,
+        NFQueue(dp, 0, netns=path.node.full_name) as queue,
+        socket.socket(fileno=os.dup(queue.fileno())) as same,
+    ):
+        # The kernel's least, some 4 KiB: a group of these packets is more, one is less.
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        path.client.call(send)
+        assert queue.process_ready() == count
+        stats = queue.stats()
+        assert (stats.received, stats.verdicts, stats.waiting) == (count, count, 0)
+        assert stats.errors > 0
+        for _ in range(count):
+            assert server.recv(2000) == payload
 
 
 def test_what_is_no_service_passes_as_it_was(path: Path, dp: svcdp.Dataplane) -> None:

@@ -205,13 +205,11 @@ cdef class Queue:
         memset(&address, 0, sizeof(address))
         address.nl_family = AF_NETLINK
         self.check(bind(self.socket, <sockaddr *>&address, sizeof(address)), "bind")
-        # The forced sizes need CAP_NET_ADMIN in the first user namespace; the others are capped.
-        for force, plain in ((SO_RCVBUFFORCE, SO_RCVBUF), (SO_SNDBUFFORCE, SO_SNDBUF)):
-            if setsockopt(self.socket, SOL_SOCKET, force, &receive_buffer, sizeof(int)) < 0:
-                setsockopt(self.socket, SOL_SOCKET, plain, &receive_buffer, sizeof(int))
+        self.set_buffer(SO_RCVBUFFORCE, SO_RCVBUF, receive_buffer)
+        self.set_buffer(SO_SNDBUFFORCE, SO_SNDBUF, SEND_BYTES)
         self.check(
             getsockopt(self.socket, SOL_SOCKET, SO_SNDBUF, &size, &length), "send buffer")
-        # af_netlink.c refuses a message longer than the buffer less its own overhead.
+        # af_netlink.c refuses what is longer than the buffer less its own overhead.
         self.send_max = min(<uint32_t>max(size - 1024, 0), <uint32_t>SEND_BYTES)
         # When packets overrun the buffer the kernel counts them, and we go on.
         setsockopt(self.socket, SOL_NETLINK, NETLINK_NO_ENOBUFS, &one, sizeof(one))
@@ -219,6 +217,11 @@ cdef class Queue:
         self.raw6 = self.open_raw(AF_INET6)
         self.table = os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC)
         return 0
+
+    cdef void set_buffer(self, int forced, int capped, int size) noexcept:
+        """Forcing a size needs CAP_NET_ADMIN in the first user namespace."""
+        if setsockopt(self.socket, SOL_SOCKET, forced, &size, sizeof(int)) < 0:
+            setsockopt(self.socket, SOL_SOCKET, capped, &size, sizeof(int))
 
     cdef int open_raw(self, int family) except -2:
         """A socket for answers, which carry our mark past our own rules. -1 without IPv6."""
