@@ -17,6 +17,8 @@ cdef extern from * nogil:
     #define svcdp_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define svcdp_exchange(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
     #define svcdp_add(p, v) __atomic_add_fetch((p), (v), __ATOMIC_RELAXED)
+    #define svcdp_likely(x) __builtin_expect(!!(x), 1)
+    #define svcdp_unlikely(x) __builtin_expect(!!(x), 0)
     #define svcdp_prefetch(p) __builtin_prefetch((p), 1, 3)
 
     static inline void svcdp_spin_lock(uint8_t *lock)
@@ -64,6 +66,9 @@ cdef extern from * nogil:
     uint32_t add_u32 "svcdp_add"(uint32_t *p, uint32_t v)
     int32_t add_i32 "svcdp_add"(int32_t *p, int32_t v)
     uint64_t add_u64 "svcdp_add"(uint64_t *p, uint64_t v)
+    # Where the road of most packets goes: the rest stays out of its instructions and registers.
+    bint likely "svcdp_likely"(bint condition)
+    bint unlikely "svcdp_unlikely"(bint condition)
     void prefetch "svcdp_prefetch"(const void *p)
     void spin_lock "svcdp_spin_lock"(uint8_t *lock)
     bint spin_trylock "svcdp_spin_trylock"(uint8_t *lock)

@@ -17,4 +17,5 @@ cdef class PacketBatch:
 
     cdef int allocate(self, uint32_t capacity, uint32_t slot_size, uint32_t headroom) except -1
     cdef int check_writable(self) except -1
+    cdef bytes verdict_bytes(self)
     cdef svcdp_packet *packet(self, Py_ssize_t index) except NULL

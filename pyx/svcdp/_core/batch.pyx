@@ -159,6 +159,9 @@ cdef class PacketBatch:
 
     def verdicts(self):
         """All verdicts, one byte a packet."""
+        return self.verdict_bytes()
+
+    cdef bytes verdict_bytes(self):
         cdef uint32_t i
         cdef bytes result = PyBytes_FromStringAndSize(NULL, self.count)
         cdef char *out = result

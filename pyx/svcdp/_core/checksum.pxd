@@ -79,7 +79,8 @@ cdef inline uint16_t delta_address(
 
 cdef inline uint16_t apply_delta(uint16_t checksum, uint16_t delta) noexcept nogil:
     """RFC 1624, equation 3."""
-    return <uint16_t>~fold(<uint64_t><uint16_t>~checksum + delta)
+    cdef uint32_t sum = <uint32_t><uint16_t>~checksum + delta
+    return <uint16_t>~((sum & 0xffff) + (sum >> 16))   # at most one carry
 
 
 cdef inline uint16_t transport_checksum(

@@ -100,9 +100,8 @@ cdef inline uint32_t pool_of(uint32_t words) noexcept nogil:
 
 
 cdef inline Conn *record(Table *table, uint32_t pool, uint32_t index) noexcept nogil:
-    return <Conn *>(
-        table.pools[pool].records + <uint64_t>index * (RECORD_V6 if pool else RECORD_V4)
-    )
+    # RECORD_V4 or RECORD_V6 bytes each.
+    return <Conn *>(table.pools[pool].records + (<uint64_t>index << (6 + pool)))
 
 
 cdef inline uint32_t index_of(Table *table, Conn *conn, uint32_t words) noexcept nogil:
@@ -211,10 +210,12 @@ cdef inline Conn *find(Table *table, const View *view, uint32_t *direction) noex
     cdef Stripe *stripe = stripe_of(table, view.hash)
     cdef uint32_t sequence = load_acquire_u32(&stripe.sequence)
     cdef Conn *conn = probe(table, view, view.probe, direction)
-    if conn is NULL and view.probe != home:
+    if unlikely(conn is NULL and view.probe != home):
         # The slot may have moved up since prefetch_record() saw it.
         conn = probe(table, view, home, direction)
-    if conn is not NULL or (not sequence & 1 and load_acquire_u32(&stripe.sequence) == sequence):
+    if likely(conn is not NULL) or (
+        not sequence & 1 and load_acquire_u32(&stripe.sequence) == sequence
+    ):
         return conn
     spin_lock(&stripe.lock)
     conn = probe(table, view, home, direction)

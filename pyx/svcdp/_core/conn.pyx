@@ -9,7 +9,8 @@ from svcdp._core.conn cimport *
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
     int munmap(void *address, size_t length)
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
+    int madvise(void *address, size_t length, int advice)
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_HUGEPAGE
     void *MAP_FAILED
 
 cdef enum:
@@ -24,6 +25,7 @@ cdef void *reserve(size_t size) except NULL:
         NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if memory == MAP_FAILED:
         raise MemoryError(f"cannot reserve {size} bytes for the connection table")
+    madvise(memory, size, MADV_HUGEPAGE)
     return memory
 
 

@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from svcdp._core.abi cimport svcdp_packet
+from svcdp._core.batch cimport PacketBatch
 from svcdp._core.path cimport Engine, Worker
 from svcdp._core.service cimport Service
 
@@ -49,6 +50,8 @@ cdef class Core:
     cdef void reclaim(self) noexcept
     cdef void drop_service(self, Service *service) noexcept
     cdef int64_t time_of(self, object now) except -1
+    cdef bytes process_contiguous(self, PacketBatch batch, int64_t now)
+    cdef bytes process_buffers(self, object buffers, int64_t now)
     cdef void process_one(self, svcdp_packet *packet, object now) except *
     cdef Service *find_service(self, bytes address, uint16_t port, uint8_t protocol)
     cdef tuple connection_row(self, uint32_t pool, uint32_t index)

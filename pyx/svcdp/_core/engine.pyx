@@ -5,7 +5,6 @@ GIL (around a batch) and takes it back (to ask a scheduler written in Python).
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
 )
-from cpython.long cimport PyLong_Check
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
@@ -27,6 +26,7 @@ from ipaddress import IPv6Address
 from svcdp.types import Flow, Reason, Verdict
 
 cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
     void PyErr_SetInterrupt()
 
 cdef extern from "<arpa/inet.h>" nogil:
@@ -301,7 +301,7 @@ cdef class Core:
         cdef int64_t time
         if now is None:
             now = self.clock()
-        if not PyLong_Check(now):
+        if not isinstance(now, int):
             raise TypeError(f"now must be an int (ns), not {now!r}")
         time = now
         if not 0 <= time <= TIME_MAX:
@@ -366,7 +366,7 @@ cdef class Core:
             return self.process_contiguous(<PacketBatch>batch, time)
         return self.process_buffers(batch, time)
 
-    def process_contiguous(self, PacketBatch batch, int64_t now):
+    cdef bytes process_contiguous(self, PacketBatch batch, int64_t now):
         """`process_batch` of a PacketBatch."""
         cdef Worker *worker
         if batch.busy:
@@ -380,9 +380,9 @@ cdef class Core:
                 run(self.engine, worker, batch.packets, batch.count, now)
         batch.busy = False
         self.worker_release(worker)
-        return batch.verdicts()
+        return batch.verdict_bytes()
 
-    def process_buffers(self, buffers, int64_t now):
+    cdef bytes process_buffers(self, object buffers, int64_t now):
         """`process_batch` of a sequence of buffers. All of them are checked before the first
         packet is touched.
         """

@@ -15,6 +15,7 @@ cdef extern from * nogil:
     static inline uint64_t svcdp_load64(const void *p) { uint64_t v; memcpy(&v, p, 8); return v; }
     static inline void svcdp_store16(void *p, uint16_t v) { memcpy(p, &v, 2); }
     static inline void svcdp_store32(void *p, uint32_t v) { memcpy(p, &v, 4); }
+    static inline void svcdp_copy128(void *p, const void *q) { memcpy(p, q, 16); }
     #endif
     """
     uint16_t load16 "svcdp_load16"(const void *p)
@@ -22,6 +23,7 @@ cdef extern from * nogil:
     uint64_t load64 "svcdp_load64"(const void *p)
     void store16 "svcdp_store16"(void *p, uint16_t v)
     void store32 "svcdp_store32"(void *p, uint32_t v)
+    void copy128 "svcdp_copy128"(void *p, const void *q)
     uint16_t ntohs(uint16_t v)
     uint32_t ntohl(uint32_t v)
     uint16_t htons(uint16_t v)
@@ -37,6 +39,7 @@ cdef inline bint same_address(const uint8_t *a, const uint8_t *b, uint32_t words
 
 
 cdef inline void copy_address(uint8_t *to, const uint8_t *source, uint32_t words) noexcept nogil:
-    cdef uint32_t i
-    for i in range(words):
-        store32(to + 4 * i, load32(source + 4 * i))
+    if words == 1:
+        store32(to, load32(source))
+    else:
+        copy128(to, source)

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from svcdp._core.abi cimport *
+from svcdp._core.atomic cimport likely, unlikely
 from svcdp._core.memory cimport load16, ntohs
 
 cdef enum:
@@ -57,19 +58,19 @@ cdef inline uint8_t parse_ip(
     cdef uint32_t offset, total, header, _
     cdef uint16_t fragment
     cdef uint8_t protocol
-    if room < 20:
+    if unlikely(room < 20):
         return SVCDP_REASON_TRUNCATED if room and (ip[0] >> 4 == 4 or ip[0] >> 4 == 6) \
             else SVCDP_REASON_NOT_IP
     if ip[0] >> 4 == 4:
         header = (ip[0] & 15) * 4
         total = ntohs(load16(ip + 2))
-        if header < 20 or total < header:
+        if unlikely(header < 20 or total < header):
             return SVCDP_REASON_MALFORMED
-        if header > room or (total > room and not quoted):
+        if unlikely(header > room or (total > room and not quoted)):
             return SVCDP_REASON_TRUNCATED
         fragment = ntohs(load16(ip + 6))
         # A quoted first fragment still has its ports; later ones have none.
-        if fragment & 0x1fff or (fragment & 0x2000 and not quoted):
+        if unlikely(fragment & 0x1fff or (fragment & 0x2000 and not quoted)):
             return SVCDP_REASON_FRAGMENT
         view.words = 1
         view.source = ip + 12
@@ -166,7 +167,7 @@ cdef inline uint8_t parse(const uint8_t *data, uint32_t length, View *view) noex
     cdef uint8_t reason = parse_ip(data, 0, length, False, view)
     view.quoted = 0
     view.tcp_flags = 0
-    if reason != PARSED:
+    if unlikely(reason != PARSED):
         return reason
     transport = data + view.transport
     size = view.end - view.transport

@@ -125,7 +125,7 @@ cdef inline void sweep(
 cdef inline bint is_usable(
     Engine *engine, const Conn *conn, const View *view, uint32_t direction, int64_t now
 ) noexcept nogil:
-    if conn.deadline <= now:
+    if unlikely(conn.deadline <= now):
         return False
     if direction == FROM_CLIENT and not view.quoted:
         # The client opens a new connection from a port that it used before (RFC 9293, 3.6.1).
@@ -149,12 +149,12 @@ cdef inline void forward(
     cdef Dest *target
     cdef uint8_t state
     packet.destination = conn.destination
-    if view.quoted:
+    if unlikely(view.quoted):
         translate_error(packet, view, conn, direction)
         decide(worker, packet, SVCDP_VERDICT_FORWARD, SVCDP_REASON_RELATED)
         return
     state = next_state(conn.protocol, conn.state, direction, view.tcp_flags)
-    if state != conn.state:
+    if unlikely(state != conn.state):
         target = dest_of(&engine.destinations, conn.destination)
         add_i32(load_of(target, conn.state), -1)
         add_i32(load_of(target, state), 1)
@@ -407,12 +407,12 @@ cdef inline void handle(
     cdef Conn *conn
     cdef uint32_t direction = FROM_CLIENT
     packet.destination = 0
-    if view.reason != PARSED:
+    if unlikely(view.reason != PARSED):
         decide(worker, packet, SVCDP_VERDICT_PASS, view.reason)
         return
     conn = find(&engine.table, view, &direction)
-    if conn is not NULL:
-        if is_usable(engine, conn, view, direction, now):
+    if likely(conn is not NULL):
+        if likely(is_usable(engine, conn, view, direction, now)):
             forward(
                 engine, worker, packet, view, conn, direction,
                 SVCDP_REASON_ESTABLISHED if direction == FROM_CLIENT else SVCDP_REASON_REPLY, now)
@@ -436,13 +436,13 @@ cdef inline void burst(
     for i in range(count):
         view = &worker.views[i]
         view.reason = parse(packets[i].data, packets[i].len, view)
-        if view.reason == PARSED:
+        if likely(view.reason == PARSED):
             view.hash = hash_flow(
                 &engine.table.key, view.words, view.source, view.destination,
                 view.source_port, view.destination_port, view.protocol)
             prefetch_slot(&engine.table, view)
     for i in range(count):
-        if worker.views[i].reason == PARSED:
+        if likely(worker.views[i].reason == PARSED):
             prefetch_record(&engine.table, &worker.views[i])
     for i in range(count):
         handle(engine, worker, snapshot, &packets[i], &worker.views[i], now)

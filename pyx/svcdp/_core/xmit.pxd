@@ -2,6 +2,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from svcdp._core.abi cimport *
+from svcdp._core.atomic cimport unlikely
 from svcdp._core.checksum cimport *
 from svcdp._core.conn cimport *
 from svcdp._core.memory cimport copy_address, load16, ntohs, store16, store32
@@ -53,14 +54,14 @@ cdef inline void update_checksum(
     """After addresses and ports were rewritten, which changed the sum by `delta`."""
     cdef uint8_t *transport = packet.data + view.transport
     cdef uint16_t checksum
-    if packet.flags & SVCDP_PACKET_CSUM_PARTIAL:
+    if unlikely(packet.flags & SVCDP_PACKET_CSUM_PARTIAL):
         complete_checksum(packet.data, view)
         packet.flags &= <uint16_t>~SVCDP_PACKET_CSUM_PARTIAL
     elif view.protocol == PROTOCOL_TCP:
         store16(transport + 16, apply_delta(load16(transport + 16), delta))
     elif view.protocol == PROTOCOL_UDP:
         checksum = load16(transport + 6)
-        if checksum == 0:
+        if unlikely(checksum == 0):
             # "Not computed" gets one, as in IPVS: the rewrite is then covered too.
             complete_checksum(packet.data, view)
         else:
