@@ -15,7 +15,7 @@ import pytest
 
 from svcdp.cli._demo.daemon import RunningDaemon, running_daemon
 from svcdp.cli._demo.manifests import PORT, WEB, write
-from svcdp.cli._demo.play import CLIENT, ask, ask_everything
+from svcdp.cli._demo.play import ask, ask_everything, client
 from svcdp.cli._demo.report import PathResult
 from svcdp.cli._demo.stage import Stage, open_stage, traces
 from svcdp.errors import SvcdpError
@@ -148,8 +148,7 @@ def test_a_killed_daemon_is_succeeded(untouched: None, stage: Stage, folder: Pat
 def test_direct_traffic_is_left_alone(untouched: None, stage: Stage, folder: Path) -> None:
     """One connection straight to a pod lives through start, stop, start and kill."""
     pod = stage.backends[0]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with stage.client.popen(CLIENT, **pipes) as load:
+    with client(stage.client) as load:
         assert load.stdin is not None
         load.stdin.write(json.dumps({"targets": [[pod.ipv4, PORT], [pod.ipv6, PORT]], "kept": 2}))
         load.stdin.write("\n")
@@ -163,7 +162,7 @@ def test_direct_traffic_is_left_alone(untouched: None, stage: Stage, folder: Pat
                 daemon.process.wait()
             assert ask_pod(stage)["failed"] == 0
         out, _ = load.communicate(timeout=30)
-    result = json.loads(out)
+    result = json.loads(out.splitlines()[-1])
     assert result["errors"] == {}
     assert result["kept"]["lost"] == result["kept"]["moved"] == 0
     assert sum(Counter(result["phases"][0]).values()) > 0

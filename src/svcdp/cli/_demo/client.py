@@ -107,15 +107,17 @@ class Load:
             connection.close()
 
     def run(self, targets: list[tuple[str, int]], kept: int) -> dict[str, Any]:
-        """Until stdin ends; each line of it begins a new phase."""
+        """Until stdin ends. Each line of it begins a new phase, confirmed by a line."""
         calls: list[tuple[Callable[[str, int], None], str, int]] = []
         for address, port in targets:
             calls += [(self.fresh, address, port)] + [(self.kept, address, port)] * kept
         threads = [threading.Thread(target=call, args=(a, p)) for call, a, p in calls]
         for thread in threads:
             thread.start()
+        print("begun", flush=True)
         for _ in sys.stdin:
             self._served.append(Counter())
+            print("begun", flush=True)
         self._stop.set()
         for thread in threads:
             thread.join()

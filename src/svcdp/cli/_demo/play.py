@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -18,7 +19,7 @@ from svcdp.cli._demo.stage import Stage, traces
 from svcdp.errors import SvcdpError
 from svcdp.lab import Namespace, wait_until
 
-__all__ = ["CLIENT", "ask", "ask_everything", "play"]
+__all__ = ["ask", "ask_everything", "client", "play"]
 
 CLIENT = [sys.executable, "-m", "svcdp.cli._demo.client"]
 REQUESTS = 20  # to each address
@@ -85,10 +86,21 @@ def ask(
     return dict(answer)
 
 
+@contextmanager
+def client(place: Namespace) -> Iterator[subprocess.Popen[str]]:
+    """A client program in a namespace; an exception ends it at once."""
+    with place.popen(CLIENT, stdin=PIPE, stdout=PIPE) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
 def _run_client(source: Namespace, job: Mapping[str, Any]) -> Any:
-    with source.popen(CLIENT, stdin=PIPE, stdout=PIPE) as process:
+    with client(source) as process:
         out, _ = process.communicate(json.dumps(job) + "\n")
-        return _result(process, out)
+    return _result(process, out)
 
 
 def _result(process: subprocess.Popen[str], out: str) -> Any:
@@ -112,24 +124,21 @@ def _change_under_load(
         (f"{second.name} is back", everybody, {first: 0}, [second, third]),
     ]
     changes = [(f"{first.name} and {second.name}", [first, second])]
-    with stage.client.popen(CLIENT, stdin=PIPE, stdout=PIPE) as load:
-        try:
-            assert load.stdin is not None
-            load.stdin.write(json.dumps({"targets": targets, "kept": KEPT}) + "\n")
-            load.stdin.flush()
+    with client(stage.client) as load:
+        _say(load, json.dumps({"targets": targets, "kept": KEPT}))
+        time.sleep(PHASE_TIME)
+        for change, backends, weights, expected in steps:
+            _say(load, "a change begins")
+            write(manifests, backends, weights)
+            _wait_in_force(daemon, WEB, backends, weights)
+            _say(load, "it is in force")
+            changes.append((change, expected))
             time.sleep(PHASE_TIME)
-            for change, backends, weights, expected in steps:
-                _begin_phase(load)
-                write(manifests, backends, weights)
-                _wait_in_force(daemon, WEB, backends, weights)
-                _begin_phase(load)
-                changes.append((change, expected))
-                time.sleep(PHASE_TIME)
-            out, _ = load.communicate()
-        except BaseException:
-            load.kill()
-            raise
-        result = _result(load, out)
+        assert load.stdin is not None
+        assert load.stdout is not None
+        load.stdin.close()
+        out = load.stdout.read()
+    result = _result(load, out)
     # Every second phase is that of a change: whoever was or will be there may answer.
     report.load = {key: result[key] for key in ("failed", "errors", "kept")}
     report.load["changing"] = sum(sum(served.values()) for served in result["phases"][1::2])
@@ -139,10 +148,13 @@ def _change_under_load(
     ]
 
 
-def _begin_phase(load: subprocess.Popen[str]) -> None:
+def _say(load: subprocess.Popen[str], line: str) -> None:
+    """Send a line to the client, and wait until it knows: the next phase has begun."""
     assert load.stdin is not None
-    load.stdin.write("\n")
+    assert load.stdout is not None
+    load.stdin.write(f"{line}\n")
     load.stdin.flush()
+    load.stdout.readline()
 
 
 def _wait_in_force(
