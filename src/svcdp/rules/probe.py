@@ -51,7 +51,7 @@ NFT_STATEMENTS = {
     "sets": "ip daddr . meta l4proto . th dport { 192.0.2.1 . tcp . 80 }",
     "queue": "queue num 0-1 bypass",
     "notrack": "notrack",
-    "fib": "fib saddr type local drop",
+    "fib": "fib saddr type local fib saddr . iif oif missing drop",
 }
 
 
