@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 
@@ -29,6 +30,9 @@ def ip(*arguments: str, batch: str = "") -> str:
         raise FeatureUnavailable(
             errno.ENOENT, "a lab needs the command ip: install iproute2"
         ) from None
+    except subprocess.TimeoutExpired:
+        message = f"{' '.join(argv)} did not end within {TIMEOUT:g} s"
+        raise PlatformError(errno.ETIMEDOUT, message) from None
     if result.returncode:
         message = f"{' '.join(argv)} failed: {result.stderr.strip()}"
         if os.strerror(errno.EPERM) in message:
@@ -44,8 +48,9 @@ def remove_namespaces(names: Iterable[str], processes: Iterable[int] = ()) -> No
     names = list(names)
     inside = [ip("netns", "pids", name).split() for name in names]
     _end({*processes, *map(int, chain.from_iterable(inside))} - {os.getpid()})
-    for name in names:
-        ip("netns", "delete", name)
+    with ExitStack() as stack:  # one that cannot be removed does not keep the others
+        for name in names:
+            stack.callback(ip, "netns", "delete", name)
 
 
 def _end(pids: Iterable[int]) -> None:
