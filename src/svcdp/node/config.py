@@ -48,7 +48,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     )
     addresses: Annotated[
         tuple[Address, ...],
-        Meta(description="the node's addresses (default: those of its interfaces)"),
+        Meta(description="the node's addresses (default: those of its interfaces at start)"),
     ] = ()
     pod_cidrs: Annotated[
         tuple[Cidr, ...],
