@@ -5,7 +5,9 @@
 A client sends through a node to a server. The node's kernel forwards, or gives every packet to
 one queue in raw PREROUTING (8,192 long) whose consumer runs on a core of its own. Cases take turns,
 round by round; ratios are medians of the rounds' ratios. UDP: 60-byte frames of 16 flows, as fast
-as one core sends them; delivered is what the server's interface has seen. TCP: one stream.
+as one core sends them; delivered is what the server's interface has seen. The consumer's CPU time
+holds the rest of the forwarding too, which the kernel does when it takes the verdict. It is what
+to look at where other programs keep the cores busy. TCP: one stream.
 """
 
 from __future__ import annotations
@@ -50,11 +52,13 @@ COMMIT
 
 
 class Udp(NamedTuple):
-    """A round: packets/s while sending, packets/s that arrived, and the share that did."""
+    """A round: packets/s while sending, packets/s that arrived, the share that did, and the
+    consumer's ns for each of these."""
 
     offered: float
     delivered: float
     share: float
+    cpu: float
 
 
 class Lane(NamedTuple):
@@ -127,15 +131,22 @@ class Consumer:
     def __init__(self, node: Namespace, case: str) -> None:
         self.node, self.case = node, case
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Consumer:
         if self.case == FORWARDING:
-            return
+            return self
         argv = ["taskset", "-c", CONSUMER_CORE, sys.executable, __file__, "--consume", self.case]
         self.process = self.node.popen(argv, stdout=subprocess.PIPE)
         assert self.process.stdout is not None
         if self.process.stdout.readline() != "ready\n":
             raise RuntimeError(f"{self.case}: its consumer did not start")
         self.node.run(["iptables-restore"], input=RULES)
+        return self
+
+    def cpu(self) -> int:
+        """ns that it has had so far."""
+        if self.case == FORWARDING:
+            return 0
+        return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[0])
 
     def __exit__(self, *_: object) -> None:
         if self.case != FORWARDING:
@@ -183,8 +194,8 @@ def udp_round(lane: Lane, case: str, count: int) -> Udp:
         sink.bind((SERVER, PORT))  # nobody reads: what does not fit is dropped without an answer
         return sink
 
-    with lane.server.call(open_sink), Consumer(lane.node, case):
-        before = arrivals(lane.server)
+    with lane.server.call(open_sink), Consumer(lane.node, case) as consumer:
+        before, cpu = arrivals(lane.server), consumer.cpu()
         arguments = [target(case), str(PORT), str(count), str(FLOWS)]
         process = lane.client.popen(
             ["taskset", "-c", SENDER_CORE, lane.sender, *arguments], stdout=subprocess.PIPE
@@ -197,8 +208,10 @@ def udp_round(lane: Lane, case: str, count: int) -> Udp:
             more = arrivals(lane.server) - before
             if more != arrived:
                 arrived, last = more, time.monotonic_ns()
+        cpu = consumer.cpu() - cpu
     arrived = min(arrived, count)
-    return Udp(count / (sent - start) * 1e9, arrived / (last - start) * 1e9, arrived / count)
+    seconds = (last - start) / 1e9
+    return Udp(count / (sent - start) * 1e9, arrived / seconds, arrived / count, cpu / arrived)
 
 
 def tcp_round(lane: Lane, case: str, seconds: float) -> float:
@@ -257,6 +270,7 @@ def measure(rounds: int, count: int, seconds: float) -> dict[str, Any]:
                 "delivered_kpps": statistics.median(each.delivered for each in done) / 1e3,
                 "best_kpps": max(each.delivered for each in done) / 1e3,
                 "share": statistics.median(each.share for each in done),
+                "cpu_ns": statistics.median(each.cpu for each in done),
                 "to_netfilterqueue": ratio(delivered, case, "NetfilterQueue"),
             }
             for case, done in udp.items()
@@ -275,20 +289,21 @@ def measure(rounds: int, count: int, seconds: float) -> dict[str, Any]:
 
 def show(results: dict[str, Any]) -> None:
     heads = {
-        "udp": ("UDP, 60-byte frames", "offered kpps", "delivered (best)", "share"),
-        "tcp": ("TCP, one stream", "", "Gbit/s (best)", ""),
+        "udp": ("UDP, 60-byte frames", "offered kpps", "delivered (best)", "share", "CPU ns"),
+        "tcp": ("TCP, one stream", "", "Gbit/s (best)", "", ""),
     }
     for kind, head in heads.items():
-        print("{:<30}{:>14}{:>20}{:>8}{:>22}".format(*head, "x NetfilterQueue"))
+        print("{:<30}{:>14}{:>18}{:>7}{:>8}{:>18}".format(*head, "x NetfilterQueue"))
         for row in results[kind]:
             if kind == "udp":
                 offered, share = f"{row['offered_kpps']:.0f}", f"{row['share']:.2f}"
+                cpu = f"{row['cpu_ns']:.0f}" if row["cpu_ns"] else ""
                 rate = f"{row['delivered_kpps']:.0f} ({row['best_kpps']:.0f})"
             else:
-                offered = share = ""
+                offered = share = cpu = ""
                 rate = f"{row['gbits']:.2f} ({row['best_gbits']:.2f})"
             times = row["to_netfilterqueue"]
-            print(f"{row['case']:<30}{offered:>14}{rate:>20}{share:>8}{times:>22.2f}")
+            print(f"{row['case']:<30}{offered:>14}{rate:>18}{share:>7}{cpu:>8}{times:>18.2f}")
         print()
 
 
