@@ -141,12 +141,14 @@ def _raw(family: int, plan: CapturePlan, guard: Guard) -> dict[str, list[str]]:
     passed = f"{_seen(plan.pass_mark)} {_comment('seen, not ours')} -g {PREFIX}PASSED"
     rewritten = f"{_seen(plan.forward_mark)} {_comment('rewritten')} -g {PREFIX}REWRITTEN"
     capture = f"{_comment('new to us')} -j {PREFIX}CAPTURE"
+    nowhere = {4: "0.0.0.0/32", 6: "::/128"}[family]
+    defragment = f"-d {nowhere} -m socket {_comment('puts fragments together before all this')}"
     martians = list(_martians(guard)) if family == 4 else []
     check = [f"{_comment('as the kernel does without svcdp')} -j {PREFIX}MARTIANS"] * bool(martians)
     reverse = list(_reverse_path(guard)) if family == 4 else []
     check += [f"{_comment('as the kernel does without svcdp')} -j {PREFIX}REVERSE"] * bool(reverse)
     chains = {
-        "PREROUTING": [passed, rewritten, *check, capture],
+        "PREROUTING": [passed, rewritten, *check, capture, defragment],
         "OUTPUT": [passed, rewritten, capture],
         "PASSED": [f"{_comment('forget that')} -j MARK --set-xmark 0x0/{plan.pass_mark:#x}"],
         "REWRITTEN": [f"{_comment('conntrack saw half of it')} -j CT --notrack"],

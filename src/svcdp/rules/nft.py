@@ -28,6 +28,20 @@ ICMP_ERRORS = (
 )
 
 
+def _rule(text: str, comment: str) -> str:
+    return f'{text} comment "svcdp: {comment}"'
+
+
+DEFRAGMENT = tuple(
+    _rule(
+        f"{ip} daddr {nowhere} meta l4proto udp tproxy {ip} to :1",
+        "puts fragments together before all this",
+    )
+    for ip, nowhere in (("ip", "0.0.0.0"), ("ip6", "::"))
+)
+"""Never matches; what counts is that tproxy turns this on, and connection tracking not."""
+
+
 class NftBackend(KernelBackend):
     """Everything in one table, each change one transaction."""
 
@@ -69,7 +83,8 @@ class NftBackend(KernelBackend):
                 text = "as the kernel does without svcdp"
                 check.append(_rule(f"meta nfproto ipv4 jump {name}", text))
         capture = [_rule("jump capture", "new to us")]
-        for hook, rules in (("prerouting", seen + check + capture), ("output", seen + capture)):
+        incoming = seen + check + capture + list(DEFRAGMENT)
+        for hook, rules in (("prerouting", incoming), ("output", seen + capture)):
             base = f"type filter hook {hook} priority raw; policy accept;"
             lines += _chain(hook, [base, *rules])
         return "\n".join([*lines, "}", ""])
@@ -86,10 +101,6 @@ class NftBackend(KernelBackend):
 def _load(script: str) -> None:
     if script:
         run(["nft", "-f", "-"], script)
-
-
-def _rule(text: str, comment: str) -> str:
-    return f'{text} comment "svcdp: {comment}"'
 
 
 def _seen(mark: int) -> str:

@@ -42,6 +42,7 @@ MATCHES = {
     "NFQUEUE": "-j NFQUEUE --queue-balance 0:1 --queue-bypass",
     "CT": "-j CT --notrack",
     "MARK": '-m mark --mark 1/1 -m comment --comment "svcdp" -j MARK --set-xmark 0/1',
+    "socket": "-m socket",
 }
 IPV4_MATCHES = {
     "addrtype": "-m addrtype --src-type LOCAL -j DROP",
@@ -52,6 +53,7 @@ NFT_STATEMENTS = {
     "queue": "queue num 0-1 bypass",
     "notrack": "notrack",
     "fib": "fib saddr type local fib saddr . iif oif missing drop",
+    "tproxy": "ip daddr 0.0.0.0 meta l4proto udp tproxy ip to :1",
 }
 
 
