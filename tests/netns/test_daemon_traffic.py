@@ -119,9 +119,7 @@ def test_a_bad_manifest_keeps_the_last_good_state(daemon: RunningDaemon, stage: 
     assert ask_web(stage.client)["failed"] == 0
 
 
-def test_it_stops_when_told_and_leaves_nothing(
-    untouched: None, stage: Stage, folder: Path
-) -> None:
+def test_it_stops_when_told_and_leaves_nothing(untouched: None, stage: Stage, folder: Path) -> None:
     before = traces(stage.node)
     with running_daemon(stage.node.popen, folder, *stage.daemon_arguments) as daemon:
         assert traces(stage.node) != before

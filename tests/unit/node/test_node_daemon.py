@@ -87,6 +87,8 @@ class Workers:
 
 
 class Backend:
+    name = "played"
+
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
 
