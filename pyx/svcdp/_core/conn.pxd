@@ -167,13 +167,17 @@ cdef inline void prefetch_slot(Table *table, View *view) noexcept nogil:
 
 
 cdef inline void prefetch_record(Table *table, View *view) noexcept nogil:
-    """Move view.probe on to the first slot of its hash, and fetch the record it names."""
+    """Move view.probe on to the first slot of its hash, and fetch the record it names. Without
+    such a slot the flow is most likely unknown: a hint, for find() decides.
+    """
     cdef uint32_t position = view.probe
     cdef uint32_t _
     cdef uint64_t slot
+    view.unknown = False
     for _ in range(8):
         slot = load_u64(&table.slots[position])
         if slot == 0:
+            view.unknown = True
             return
         if slot >> 32 == <uint32_t>view.hash:
             view.probe = position
@@ -311,16 +315,16 @@ cdef inline void release(Table *table, Conn *conn, uint32_t words) noexcept nogi
 
 
 cdef inline uint32_t insert(
-    Table *table, Conn *conn, uint32_t words, Conn **other
+    Table *table, Conn *conn, uint32_t words, uint64_t there, Conn **other
 ) noexcept nogil:
-    """Make a filled record visible by its slots: both directions, or neither.
+    """Make a filled record visible by its slots: both directions, or neither. `there` is the
+    hash of the client's direction.
 
     On KNOWN and CLASH, `other` is the connection in the way, locked; NULL on a clash with
     itself. The caller holds `conn` locked, which no slot names: nobody who waits for it holds a
     stripe.
     """
     cdef bint both = conn.protocol != CONN_TEMPLATE
-    cdef uint64_t there = conn_hash(table, conn, words, FROM_CLIENT)
     cdef uint64_t back = conn_hash(table, conn, words, FROM_DESTINATION) if both else there
     cdef uint32_t index = index_of(table, conn, words)
     cdef uint32_t outcome = INSERTED
@@ -337,6 +341,7 @@ cdef inline uint32_t insert(
         # Hairpin to the very address and port it came from: its own reply.
         other[0] = NULL
         return CLASH
+    prefetch(&table.slots[<uint32_t>back & table.mask])
     lock_stripes(table, there, back)
     other[0] = probe(table, &view, <uint32_t>there & table.mask, &direction)
     if other[0] is not NULL:

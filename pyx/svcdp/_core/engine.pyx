@@ -628,19 +628,18 @@ cdef class Core:
         """(connections, packets_in, bytes_in, packets_out, bytes_out) of a destination so far."""
         cdef Traffic *traffic
         cdef Worker *worker = self.workers
-        cdef uint64_t packets_in = 0, bytes_in = 0, packets_out = 0, bytes_out = 0
+        cdef uint64_t connections = 0, packets_in = 0, bytes_in = 0, packets_out = 0, bytes_out = 0
         if not 0 < id < self.next_id:
             raise IndexError(f"no destination {id}")
         while worker is not NULL:
             traffic = &worker.traffic[id // DESTINATION_CHUNK][id % DESTINATION_CHUNK]
+            connections += traffic.connections
             packets_in += traffic.packets_in
             bytes_in += traffic.bytes_in
             packets_out += traffic.packets_out
             bytes_out += traffic.bytes_out
             worker = worker.next
-        return (
-            dest_of(&self.engine.destinations, id).connections,
-            packets_in, bytes_in, packets_out, bytes_out)
+        return connections, packets_in, bytes_in, packets_out, bytes_out
 
     def counters(self):
         """Sums over all workers: ({(Verdict, Reason): packets}, created, expired,

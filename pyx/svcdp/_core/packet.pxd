@@ -21,6 +21,7 @@ cdef enum:
     TCP_SYN = 2
     TCP_RST = 4
     TCP_ACK = 16
+    TCP_STATE = 23             # the flags that a state machine looks at: all of the above
 
     # RFC 8200 orders each extension header at most once (destination options twice).
     EXTENSION_HEADERS_MAX = 8
@@ -44,6 +45,7 @@ cdef struct View:
     uint32_t quoted            # offset of the IP header quoted by an ICMP error, else 0
     uint32_t quoted_transport
     uint32_t probe             # where in the connection table the hash leads
+    bint unknown               # the connection table seems not to have it
 
 
 cdef inline uint8_t parse_ip(

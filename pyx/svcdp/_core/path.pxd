@@ -38,6 +38,7 @@ cdef struct Worker:
     uint8_t busy
     Traffic *traffic[DESTINATION_CHUNKS]
     View views[BURST]
+    Service *services[BURST]   # of the views, where they seem unknown
 
 ctypedef int32_t (*Chooser)(Service *, const View *, Worker *) noexcept nogil
 
@@ -129,15 +130,22 @@ cdef inline bint is_usable(
         return False
     if direction == FROM_CLIENT and not view.quoted:
         # The client opens a new connection from a port that it used before (RFC 9293, 3.6.1).
-        if (
-            conn.protocol == PROTOCOL_TCP
-            and view.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
-            and (conn.state == STATE_TIME_WAIT or conn.state == STATE_CLOSE)
-        ):
-            return False
-        if is_orphan(engine, conn):
-            return False
+        if unlikely(view.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN):
+            return conn.state != STATE_TIME_WAIT and conn.state != STATE_CLOSE
+        return not is_orphan(engine, conn)
     return True
+
+
+cdef inline void change_state(
+    Engine *engine, Conn *conn, uint32_t direction, uint8_t tcp_flags
+) noexcept nogil:
+    cdef uint8_t state = next_state(conn.protocol, conn.state, direction, tcp_flags)
+    cdef Dest *target
+    if state != conn.state:
+        target = dest_of(&engine.destinations, conn.destination)
+        add_i32(load_of(target, conn.state), -1)
+        add_i32(load_of(target, state), 1)
+        conn.state = state
 
 
 cdef inline void forward(
@@ -146,30 +154,33 @@ cdef inline void forward(
 ) noexcept nogil:
     """Send a packet along a connection, which the caller holds locked."""
     cdef Traffic *traffic
-    cdef Dest *target
-    cdef uint8_t state
     packet.destination = conn.destination
     if unlikely(view.quoted):
         translate_error(packet, view, conn, direction)
         decide(worker, packet, SVCDP_VERDICT_FORWARD, SVCDP_REASON_RELATED)
         return
-    state = next_state(conn.protocol, conn.state, direction, view.tcp_flags)
-    if unlikely(state != conn.state):
-        target = dest_of(&engine.destinations, conn.destination)
-        add_i32(load_of(target, conn.state), -1)
-        add_i32(load_of(target, state), 1)
-        conn.state = state
-    store_i64(&conn.deadline, now + engine.timeouts[state])
+    # ESTABLISHED stays so until a flag other than ACK (or PSH, URG) says otherwise.
+    if unlikely(conn.state != STATE_ESTABLISHED or view.tcp_flags & TCP_STATE != TCP_ACK):
+        change_state(engine, conn, direction, view.tcp_flags)
+    store_i64(&conn.deadline, now + engine.timeouts[conn.state])
     traffic = &worker.traffic[conn.destination // DESTINATION_CHUNK][
         conn.destination % DESTINATION_CHUNK]
+    # Constant arguments: the compiler makes one way of each family and direction.
     if direction == FROM_CLIENT:
         conn.packets += 1
         traffic.packets_in += 1
         traffic.bytes_in += view.end
+        if likely(view.words == 1):
+            translate(packet, view, conn, 1, FROM_CLIENT)
+        else:
+            translate(packet, view, conn, 4, FROM_CLIENT)
     else:
         traffic.packets_out += 1
         traffic.bytes_out += view.end
-    translate(packet, view, conn, direction)
+        if likely(view.words == 1):
+            translate(packet, view, conn, 1, FROM_DESTINATION)
+        else:
+            translate(packet, view, conn, 4, FROM_DESTINATION)
     decide(worker, packet, SVCDP_VERDICT_FORWARD, reason)
 
 
@@ -256,7 +267,7 @@ cdef inline void remember(
         copy_address(address_of(conn, REAL, words), target.address, words)
         conn.deadline = now + service.persistence
         store_u8(&conn.protocol, CONN_TEMPLATE)
-        if insert(&engine.table, conn, words, &other) == INSERTED:
+        if insert(&engine.table, conn, words, view.hash, &other) == INSERTED:
             spin_unlock(&conn.lock)
             return
         discard(engine, conn, words)
@@ -270,13 +281,13 @@ cdef inline void remember(
 
 
 cdef inline uint32_t connect(
-    Engine *engine, Worker *worker, const Service *service, bint masquerade,
-    svcdp_packet *packet, const View *view, Dest *target, int64_t now
+    Engine *engine, Worker *worker, const Service *service, bint masquerade, const View *view,
+    Dest *target, int64_t now, Conn **made
 ) noexcept nogil:
-    """Make the connection of the packet to this destination and send the packet along.
+    """Make the connection of the packet to this destination.
 
-    INSERTED (also when another worker just did it), FULL, or CLASH: the destination could not
-    tell this connection from another one.
+    INSERTED, or KNOWN when another worker just did it, and `made` is the connection, locked.
+    FULL, or CLASH: the destination could not tell this connection from another one.
     """
     cdef uint32_t words = view.words
     cdef uint32_t outcome = CLASH
@@ -313,13 +324,11 @@ cdef inline uint32_t connect(
             conn.source_port = htons(<uint16_t>(engine.port_first + port))
         compute_deltas(conn, words)
         store_u8(&conn.protocol, view.protocol)
-        outcome = insert(&engine.table, conn, words, &other)
+        outcome = insert(&engine.table, conn, words, view.hash, &other)
         if outcome == INSERTED or outcome == FULL:
             break
         if outcome == KNOWN and other.deadline > now:
-            forward(
-                engine, worker, packet, view, other, FROM_CLIENT, SVCDP_REASON_ESTABLISHED, now)
-            spin_unlock(&other.lock)
+            made[0] = other
             break
         if other is not NULL:
             over = other.deadline <= now
@@ -331,46 +340,54 @@ cdef inline uint32_t connect(
         port = port + 1 if port + 1 < engine.port_count else 0
     if outcome != INSERTED:
         discard(engine, conn, words)
-        return INSERTED if outcome == KNOWN else outcome
+        return outcome
+    made[0] = conn
     add_i32(load_of(target, conn.state), 1)
     add_u32(&target.references, 1)
-    add_u64(&target.connections, 1)
+    worker.traffic[target.id // DESTINATION_CHUNK][target.id % DESTINATION_CHUNK].connections += 1
     worker.created += 1
-    forward(engine, worker, packet, view, conn, FROM_CLIENT, SVCDP_REASON_NEW, now)
-    spin_unlock(&conn.lock)
     return INSERTED
 
 
-cdef inline void new_connection(
-    Engine *engine, Worker *worker, const Snapshot *snapshot, svcdp_packet *packet,
-    const View *view, int64_t now
+cdef inline Service *service_of(
+    const Engine *engine, const Snapshot *snapshot, const View *view
 ) noexcept nogil:
-    """A packet of no known connection."""
+    """The service that the packet is addressed to, or NULL."""
+    cdef uint64_t hash = service_hash(
+        &engine.table.key, view.destination, view.words, view.destination_port, view.protocol)
+    return shard_find(
+        shard_of(snapshot, hash), hash, view.destination, view.words, view.destination_port,
+        view.protocol)
+
+
+cdef inline Conn *new_connection(
+    Engine *engine, Worker *worker, Service *service, svcdp_packet *packet, const View *view,
+    int64_t now, uint8_t *reason
+) noexcept nogil:
+    """The connection, locked, for a packet of no known one to a service or (NULL) to none; and
+    the packet's reason. NULL when it gets none: then its verdict is decided.
+    """
     cdef const Rule *rule
+    cdef Conn *conn = NULL
     cdef Dest *target
     cdef bint masquerade, sticky
     cdef int32_t member
     cdef uint32_t outcome = CLASH
     cdef uint32_t _
-    cdef uint64_t hash = service_hash(
-        &engine.table.key, view.destination, view.words, view.destination_port, view.protocol)
-    cdef Service *service = shard_find(
-        shard_of(snapshot, hash), hash, view.destination, view.words, view.destination_port,
-        view.protocol)
     if service is NULL or view.quoted:
         decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_SERVICE)
-        return
+        return NULL
     if view.protocol == PROTOCOL_TCP and view.tcp_flags & (TCP_SYN | TCP_RST) != TCP_SYN:
         # Its connection is gone or was never ours: say so, rather than let the client wait.
         decide(
             worker, packet,
             SVCDP_VERDICT_DROP if view.tcp_flags & TCP_RST else SVCDP_VERDICT_REJECT,
             SVCDP_REASON_NO_CONNECTION)
-        return
+        return NULL
     rule = rule_for(service, view.source)
     if rule is NULL:
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_SOURCE_RANGE)
-        return
+        return NULL
     member = sticky_member(engine, worker, service, view.source, now) if service.persistence else -1
     sticky = member >= 0
     for _ in range(PICKS_MAX):
@@ -381,14 +398,14 @@ cdef inline void new_connection(
                 member = pick(service, &worker.random)
         if member < 0:
             decide(worker, packet, rule.on_empty, SVCDP_REASON_NO_DESTINATION)
-            return
+            return NULL
         target = service.members[member].destination
         masquerade = rule.masquerade or (
             service.has_masquerade and same_address(target.address, view.source, view.words))
         if masquerade and not service.has_masquerade:
             decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_MASQUERADE)
-            return
-        outcome = connect(engine, worker, service, masquerade, packet, view, target, now)
+            return NULL
+        outcome = connect(engine, worker, service, masquerade, view, target, now, &conn)
         # A scheduler written in Python is asked once for a connection.
         if outcome != CLASH or sticky or service.scheduler == SCHEDULER_PYTHON:
             break
@@ -396,32 +413,48 @@ cdef inline void new_connection(
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_TABLE_FULL)
     elif outcome == CLASH:
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_PORT)
-    elif service.persistence:
-        remember(engine, worker, service, view.source, target, now)
+    reason[0] = SVCDP_REASON_NEW if outcome == INSERTED else SVCDP_REASON_ESTABLISHED
+    return conn
 
 
 cdef inline void handle(
     Engine *engine, Worker *worker, const Snapshot *snapshot, svcdp_packet *packet,
-    View *view, int64_t now
+    View *view, Service *service, int64_t now
 ) noexcept nogil:
     cdef Conn *conn
     cdef uint32_t direction = FROM_CLIENT
+    cdef uint8_t reason = SVCDP_REASON_ESTABLISHED
+    cdef uint8_t client[16]
+    cdef bint bind = False
     packet.destination = 0
     if unlikely(view.reason != PARSED):
         decide(worker, packet, SVCDP_VERDICT_PASS, view.reason)
         return
     conn = find(&engine.table, view, &direction)
-    if likely(conn is not NULL):
-        if likely(is_usable(engine, conn, view, direction, now)):
-            forward(
-                engine, worker, packet, view, conn, direction,
-                SVCDP_REASON_ESTABLISHED if direction == FROM_CLIENT else SVCDP_REASON_REPLY, now)
-            spin_unlock(&conn.lock)
-            return
+    if conn is not NULL and unlikely(not is_usable(engine, conn, view, direction, now)):
         conn.deadline = now
         spin_unlock(&conn.lock)
         expire(engine, worker, conn, view.words, now)
-    new_connection(engine, worker, snapshot, packet, view, now)
+        conn = NULL
+    if unlikely(conn is NULL):
+        if service is NULL:
+            service = service_of(engine, snapshot, view)
+        conn = new_connection(engine, worker, service, packet, view, now, &reason)
+        if conn is NULL:
+            return
+        direction = FROM_CLIENT
+        bind = service.persistence != 0
+        if bind:
+            # The view points into the packet, which is about to be rewritten.
+            copy_address(client, view.source, view.words)
+    elif direction == FROM_DESTINATION:
+        reason = SVCDP_REASON_REPLY
+    forward(engine, worker, packet, view, conn, direction, reason, now)
+    spin_unlock(&conn.lock)
+    if unlikely(bind):
+        remember(
+            engine, worker, service, client,
+            dest_of(&engine.destinations, packet.destination), now)
 
 
 cdef inline void burst(
@@ -442,10 +475,14 @@ cdef inline void burst(
                 view.source_port, view.destination_port, view.protocol)
             prefetch_slot(&engine.table, view)
     for i in range(count):
-        if likely(worker.views[i].reason == PARSED):
-            prefetch_record(&engine.table, &worker.views[i])
+        worker.services[i] = NULL
+        view = &worker.views[i]
+        if likely(view.reason == PARSED):
+            prefetch_record(&engine.table, view)
+            if view.unknown:
+                worker.services[i] = service_of(engine, snapshot, view)
     for i in range(count):
-        handle(engine, worker, snapshot, &packets[i], &worker.views[i], now)
+        handle(engine, worker, snapshot, &packets[i], &worker.views[i], worker.services[i], now)
 
 
 cdef inline void run(

@@ -26,10 +26,10 @@ cdef struct Dest:
     int32_t active             # connections, as schedulers count them
     int32_t inactive
     uint32_t references        # connections in the table
-    uint64_t connections       # ever made
 
-# One per destination and worker, so that counting shares no cache line.
+# One per destination and worker, so that counting shares no cache line with other workers.
 cdef struct Traffic:
+    uint64_t connections       # ever made
     uint64_t packets_in        # from clients
     uint64_t bytes_in          # IP length
     uint64_t packets_out

@@ -73,10 +73,9 @@ cdef inline void update_checksum(
 
 
 cdef inline void translate(
-    svcdp_packet *packet, const View *view, Conn *conn, uint32_t direction
+    svcdp_packet *packet, const View *view, Conn *conn, uint32_t words, uint32_t direction
 ) noexcept nogil:
-    """NAT of one packet of a connection, checksums included."""
-    cdef uint32_t words = view.words
+    """NAT of one packet of a connection, checksums included. `words` is the view's."""
     cdef uint8_t *data = packet.data
     cdef uint8_t *transport = data + view.transport
     cdef uint16_t ip_delta = conn.ip_delta
