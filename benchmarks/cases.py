@@ -86,8 +86,10 @@ def service_spec(service: int, destinations: int = DESTINATIONS) -> ServiceSpec:
     )
 
 
-def new_dataplane(services: int, destinations: int = DESTINATIONS) -> Dataplane:
-    dp = Dataplane(CONNECTIONS_MAX, seed=1)
+def new_dataplane(
+    services: int, destinations: int = DESTINATIONS, connections: int = CONNECTIONS_MAX
+) -> Dataplane:
+    dp = Dataplane(connections, seed=1)
     dp.apply(service_spec(i, destinations) for i in range(services))
     return dp
 
@@ -143,22 +145,32 @@ def timed_loops(calls: int, prepare: Callable[[], object], loop: Loop, packets: 
 
 
 class Hit:
-    """Packets of established connections, all equally likely."""
+    """Packets of established connections, all equally likely.
+
+    Both tables are made for `room` connections, by default just those that they hold.
+    """
 
     ns_max: float | None = None
 
     def __init__(
-        self, connections: int, batch: int = 64, ratio_max: float | None = None, how: str = "batch"
+        self,
+        connections: int,
+        batch: int = 64,
+        ratio_max: float | None = None,
+        how: str = "batch",
+        room: int | None = None,
     ) -> None:
-        self.name = f"hit, {connections:,} connections, {how} of {batch}"
+        of_room = f" of {room:,}" if room else ""
+        self.name = f"hit, {connections:,}{of_room} connections, {how} of {batch}"
+        room = room or connections
         self.connections = connections
         self.per_call = batch
         self.ratio_max = ratio_max
         self.calls = max(100, 64 * 1000 // batch) if batch > 1 else 2000
         self.packets = Packets(batch)
         self.buffers = [bytearray(length) for length in self.packets.lengths]
-        self.dp = new_dataplane(1)
-        self.loop = new_loop(connections, 1)
+        self.dp = new_dataplane(1, connections=room)
+        self.loop = new_loop(room, 1)
         fill = Packets(FILL)
         for syn in (True, False):
             for first in range(0, connections, FILL):
@@ -197,12 +209,12 @@ class NewConnection:
     Between rounds the table is emptied, outside of the timed calls.
     """
 
-    ratio_max: float | None = None
+    ns_max: float | None = None
 
-    def __init__(self, services: int, batch: int = 64, ns_max: float | None = None) -> None:
+    def __init__(self, services: int, batch: int = 64, ratio_max: float | None = None) -> None:
         self.name = f"new connection, {services:,} service{'s'[: services > 1]}, batch of {batch}"
         self.per_call = batch
-        self.ns_max = ns_max
+        self.ratio_max = ratio_max
         self.calls = 64 * 512 // batch
         self.packets = Packets(batch, services)
         self.dp = new_dataplane(services)

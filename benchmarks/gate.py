@@ -1,7 +1,7 @@
 """Fails when the core misses a bound: ``python -m benchmarks.gate``.
 
-Ratios within one run, and nanoseconds for new connections; nothing is compared with an earlier
-run. Neighbours can only make a case look slower, so a case that misses is measured again, and the
+Ratios to the C loop within one run; nothing is compared with an earlier run. Neighbours can only
+make a case look slower, so a case that misses is measured again, and the
 best of three tries counts.
 """
 
@@ -34,16 +34,18 @@ def hits() -> list[str]:
 def new_connections() -> list[str]:
     """What is wrong with first packets."""
     cases = [NewConnection(services) for services in SERVICES]
-    best = [float("inf")] * len(cases)
+    best = [Measured(float("inf"), 0, float("inf"))] * len(cases)
     for _ in range(TRIES):
         # Side by side: the spread is between cases that met the same moment.
-        best = [min(b, measure(case).svcdp) for b, case in zip(best, cases, strict=True)]
-        spread = max(best) / min(best)
-        if max(best) <= NEW_MAX and spread <= NEW_SPREAD_MAX:
+        tries = [measure(case) for case in cases]
+        best = [min(pair, key=lambda m: m.ratio) for pair in zip(best, tries, strict=True)]
+        fastest = [min(b.svcdp, t.svcdp) for b, t in zip(best, tries, strict=True)]
+        spread = max(fastest) / min(fastest)
+        if max(measured.ratio for measured in best) <= NEW_MAX and spread <= NEW_SPREAD_MAX:
             break
     verdicts = [
-        (f"{case.name}: {ns:.0f} ns, at most {NEW_MAX}", ns > NEW_MAX)
-        for case, ns in zip(cases, best, strict=True)
+        (f"{case.name}: {m.svcdp:.0f} ns, {m.ratio:.2f} x C, at most {NEW_MAX}", m.ratio > NEW_MAX)
+        for case, m in zip(cases, best, strict=True)
     ]
     text = f"new connection, slowest / fastest: {spread:.2f}, at most {NEW_SPREAD_MAX}"
     verdicts.append((text, spread > NEW_SPREAD_MAX))

@@ -12,8 +12,9 @@ from .memory import bytes_a_connection
 
 #: Times the C loop.
 HIT_MAX = 2.5
-#: ns, whatever the number of services; and how far the fastest and slowest may be apart.
-NEW_MAX, NEW_SPREAD_MAX = 300, 1.5
+#: Times the C loop: 300 ns on a machine where that takes 105 for a new flow, which is the one
+#: that the bound was set on. And how far the fastest and slowest may be apart in ns.
+NEW_MAX, NEW_SPREAD_MAX = 2.8, 1.5
 CONNECTIONS = (1_000, 100_000, 1_000_000)
 SERVICES = (1, 100, 10_000)
 
@@ -21,9 +22,10 @@ SERVICES = (1, 100, 10_000)
 CASES: list[Callable[[], Case]] = [
     *(lambda n=n: Hit(n, ratio_max=HIT_MAX) for n in CONNECTIONS),
     *(lambda n=n, b=b: Hit(n, batch=b) for b in (256, 1024) for n in CONNECTIONS),
+    lambda: Hit(100_000, room=1 << 20),
     lambda: Hit(1_000, how="list"),
     lambda: Hit(1_000, batch=1, how="single packet"),
-    *(lambda n=n: NewConnection(n, ns_max=NEW_MAX) for n in SERVICES),
+    *(lambda n=n: NewConnection(n, ratio_max=NEW_MAX) for n in SERVICES),
     lambda: Update(10_000),
 ]
 
