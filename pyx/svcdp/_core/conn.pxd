@@ -208,6 +208,25 @@ cdef inline Conn *probe(
     return NULL
 
 
+cdef inline Conn *find_expected(
+    Table *table, const View *view, uint32_t *direction
+) noexcept nogil:
+    """The connection of the view's flow, locked, if the slot that prefetch_record() stopped at is
+    its. NULL proves nothing: then ask find().
+    """
+    cdef uint64_t slot = load_acquire_u64(&table.slots[view.probe])
+    cdef Conn *conn
+    if slot >> 32 != <uint32_t>view.hash or ((slot >> 2) & 1) != pool_of(view.words):
+        return NULL
+    conn = record(table, (slot >> 2) & 1, <uint32_t>slot >> 3)
+    spin_lock(&conn.lock)
+    direction[0] = (slot >> 1) & 1
+    if likely(is_flow_of(conn, direction[0], view)):
+        return conn
+    spin_unlock(&conn.lock)
+    return NULL
+
+
 cdef inline Conn *find(Table *table, const View *view, uint32_t *direction) noexcept nogil:
     """The connection of the view's flow, locked, or NULL when there is none."""
     cdef uint32_t home = <uint32_t>view.hash & table.mask

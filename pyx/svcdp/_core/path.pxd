@@ -430,7 +430,9 @@ cdef inline void handle(
     if unlikely(view.reason != PARSED):
         decide(worker, packet, SVCDP_VERDICT_PASS, view.reason)
         return
-    conn = find(&engine.table, view, &direction)
+    conn = find_expected(&engine.table, view, &direction)
+    if conn is NULL:
+        conn = find(&engine.table, view, &direction)
     if conn is not NULL and unlikely(not is_usable(engine, conn, view, direction, now)):
         conn.deadline = now
         spin_unlock(&conn.lock)
