@@ -6,11 +6,15 @@ import random
 from pathlib import Path
 
 import pytest
-from traffic import CLUSTER_IPS, UDP_PORT, Start, ask_udp, firewall, write_service
+from traffic import CLUSTER_IPS, UDP_PORT, Start, ask_udp, write_service
 
 from svcdp.lab import Topology
 
-pytestmark = [pytest.mark.netns, firewall]
+pytestmark = [
+    pytest.mark.netns,
+    # With the firewall, which tracks connections, the kernel puts fragments together anyway.
+    pytest.mark.parametrize("cluster", [False, True], indirect=True, ids=["plain", "firewall"]),
+]
 
 #: Bytes: the reply is, by a few bytes, the first that is cut; then both; then very many pieces.
 SIZES = (1472, 1473, 4000, 65000)
