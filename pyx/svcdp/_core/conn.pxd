@@ -161,35 +161,35 @@ cdef inline uint32_t next_position(Table *table, uint32_t position) noexcept nog
     return (position & ~table.stripe_mask) | ((position + 1) & table.stripe_mask)
 
 
-cdef inline void prefetch_slot(Table *table, View *view) noexcept nogil:
-    view.probe = <uint32_t>view.hash & table.mask
-    prefetch(&table.slots[view.probe])
+cdef inline void prefetch_slot(Table *table, const View *view) noexcept nogil:
+    prefetch(&table.slots[<uint32_t>view.hash & table.mask])
 
 
 cdef inline void prefetch_record(Table *table, View *view) noexcept nogil:
-    """Move view.probe on to the first slot of its hash, and fetch the record it names. Without
-    such a slot the flow is most likely unknown: a hint, for find() decides.
+    """Fetch the record that the first slot with the view's hash names, and expect the flow's
+    connection there. Without such a slot the flow is most likely unknown.
     """
-    cdef uint32_t position = view.probe
+    cdef uint32_t position = <uint32_t>view.hash & table.mask
     cdef uint32_t _
     cdef uint64_t slot
-    view.unknown = False
+    view.expected = NULL
     for _ in range(8):
         slot = load_u64(&table.slots[position])
         if slot == 0:
-            view.unknown = True
             return
-        if slot >> 32 == <uint32_t>view.hash:
-            view.probe = position
-            prefetch(record(table, (slot >> 2) & 1, <uint32_t>slot >> 3))
+        if slot >> 32 == <uint32_t>view.hash and ((slot >> 2) & 1) == pool_of(view.words):
+            view.expected = record(table, (slot >> 2) & 1, <uint32_t>slot >> 3)
+            view.expected_direction = (slot >> 1) & 1
+            prefetch(view.expected)
             return
         position = next_position(table, position)
 
 
 cdef inline Conn *probe(
-    Table *table, const View *view, uint32_t position, uint32_t *direction
+    Table *table, const View *view, uint32_t *direction
 ) noexcept nogil:
     """The connection of the view's flow, locked, or NULL. Takes no stripe lock."""
+    cdef uint32_t position = <uint32_t>view.hash & table.mask
     cdef uint64_t slot
     cdef uint32_t _
     cdef Conn *conn
@@ -208,19 +208,17 @@ cdef inline Conn *probe(
     return NULL
 
 
-cdef inline Conn *find_expected(
-    Table *table, const View *view, uint32_t *direction
-) noexcept nogil:
-    """The connection of the view's flow, locked, if the slot that prefetch_record() stopped at is
-    its. NULL proves nothing: then ask find().
+cdef inline Conn *find_expected(const View *view, uint32_t *direction) noexcept nogil:
+    """The connection of the view's flow, locked, if it is where prefetch_record() expected it.
+
+    What the record says counts, not the slot, which may have moved. NULL proves nothing: then
+    ask find().
     """
-    cdef uint64_t slot = load_acquire_u64(&table.slots[view.probe])
-    cdef Conn *conn
-    if slot >> 32 != <uint32_t>view.hash or ((slot >> 2) & 1) != pool_of(view.words):
+    cdef Conn *conn = <Conn *>view.expected
+    if conn is NULL:
         return NULL
-    conn = record(table, (slot >> 2) & 1, <uint32_t>slot >> 3)
     spin_lock(&conn.lock)
-    direction[0] = (slot >> 1) & 1
+    direction[0] = view.expected_direction
     if likely(is_flow_of(conn, direction[0], view)):
         return conn
     spin_unlock(&conn.lock)
@@ -229,19 +227,15 @@ cdef inline Conn *find_expected(
 
 cdef inline Conn *find(Table *table, const View *view, uint32_t *direction) noexcept nogil:
     """The connection of the view's flow, locked, or NULL when there is none."""
-    cdef uint32_t home = <uint32_t>view.hash & table.mask
     cdef Stripe *stripe = stripe_of(table, view.hash)
     cdef uint32_t sequence = load_acquire_u32(&stripe.sequence)
-    cdef Conn *conn = probe(table, view, view.probe, direction)
-    if unlikely(conn is NULL and view.probe != home):
-        # The slot may have moved up since prefetch_record() saw it.
-        conn = probe(table, view, home, direction)
-    if likely(conn is not NULL) or (
+    cdef Conn *conn = probe(table, view, direction)
+    if conn is not NULL or (
         not sequence & 1 and load_acquire_u32(&stripe.sequence) == sequence
     ):
         return conn
     spin_lock(&stripe.lock)
-    conn = probe(table, view, home, direction)
+    conn = probe(table, view, direction)
     spin_unlock(&stripe.lock)
     return conn
 
@@ -362,7 +356,7 @@ cdef inline uint32_t insert(
         return CLASH
     prefetch(&table.slots[<uint32_t>back & table.mask])
     lock_stripes(table, there, back)
-    other[0] = probe(table, &view, <uint32_t>there & table.mask, &direction)
+    other[0] = probe(table, &view, &direction)
     if other[0] is not NULL:
         # A flow from the client that is some connection's reply is the destination's own.
         outcome = KNOWN if direction == FROM_CLIENT else CLASH
@@ -372,7 +366,7 @@ cdef inline uint32_t insert(
         view.destination = address_of(conn, SOURCE, words)
         view.source_port = conn.real_port
         view.destination_port = conn.source_port
-        other[0] = probe(table, &view, <uint32_t>back & table.mask, &direction)
+        other[0] = probe(table, &view, &direction)
         if other[0] is not NULL:
             outcome = CLASH
     if outcome == INSERTED:

@@ -726,7 +726,6 @@ cdef class Core:
         view.hash = hash_flow(
             &self.engine.table.key, view.words, view.source, view.destination, view.source_port,
             view.destination_port, protocol)
-        view.probe = <uint32_t>view.hash & self.engine.table.mask
         conn = find(&self.engine.table, &view, &direction)
         if conn is not NULL:
             memcpy(copy, conn, RECORD_V4 if view.words == 1 else RECORD_V6)

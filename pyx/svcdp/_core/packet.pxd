@@ -44,8 +44,8 @@ cdef struct View:
     uint32_t end               # offset behind the IP packet; padding may follow
     uint32_t quoted            # offset of the IP header quoted by an ICMP error, else 0
     uint32_t quoted_transport
-    uint32_t probe             # where in the connection table the hash leads
-    bint unknown               # the connection table seems not to have it
+    void *expected             # the record that most likely has the flow's connection, or NULL
+    uint32_t expected_direction
 
 
 cdef inline uint8_t parse_ip(

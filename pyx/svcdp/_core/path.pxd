@@ -111,16 +111,17 @@ cdef inline void sweep(
     Engine *engine, Worker *worker, int64_t now, uint32_t budget
 ) noexcept nogil:
     """Look at the next `budget` records of each family for expired ones."""
-    cdef uint32_t pool, fresh, start, i
+    cdef uint32_t pool, fresh, index, _
     for pool in range(2):
         fresh = load_acquire_u32(&engine.table.pools[pool].fresh)
         if fresh <= 1:
             continue
-        start = add_u32(&engine.sweep_cursor[pool], budget) - budget
-        for i in range(budget if budget < fresh else fresh):
+        index = (add_u32(&engine.sweep_cursor[pool], budget) - budget) % (fresh - 1)
+        for _ in range(min(budget, fresh - 1)):
+            # Record 0 is never used.
+            index = index + 1 if index + 1 < fresh else 1
             sweep_record(
-                engine, worker, record(&engine.table, pool, 1 + (start + i) % (fresh - 1)),
-                4 if pool else 1, now)
+                engine, worker, record(&engine.table, pool, index), 4 if pool else 1, now)
 
 
 cdef inline bint is_usable(
@@ -199,7 +200,6 @@ cdef inline void template_view(
     view.source_port = view.destination_port = 0
     view.hash = hash_flow(
         &engine.table.key, view.words, client, group, 0, 0, CONN_TEMPLATE)
-    view.probe = <uint32_t>view.hash & engine.table.mask
 
 
 cdef inline int32_t sticky_member(
@@ -430,7 +430,7 @@ cdef inline void handle(
     if unlikely(view.reason != PARSED):
         decide(worker, packet, SVCDP_VERDICT_PASS, view.reason)
         return
-    conn = find_expected(&engine.table, view, &direction)
+    conn = find_expected(view, &direction)
     if conn is NULL:
         conn = find(&engine.table, view, &direction)
     if conn is not NULL and unlikely(not is_usable(engine, conn, view, direction, now)):
@@ -481,7 +481,7 @@ cdef inline void burst(
         view = &worker.views[i]
         if likely(view.reason == PARSED):
             prefetch_record(&engine.table, view)
-            if view.unknown:
+            if view.expected is NULL:
                 worker.services[i] = service_of(engine, snapshot, view)
     for i in range(count):
         handle(engine, worker, snapshot, &packets[i], &worker.views[i], worker.services[i], now)
