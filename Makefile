@@ -43,6 +43,7 @@ test: build ## all tests; those in network namespaces need root
 
 bench: build ## the core beside a plain C loop, as one table
 	$(BIN)/python -m benchmarks
+	$(SUDO) $(BIN)/python benchmarks/bench_queue.py
 
 lint: build ## ruff and cython-lint
 	$(BIN)/ruff check && $(BIN)/ruff format --check
