@@ -90,6 +90,10 @@ class SourceError(SvcdpError):
 class PlatformError(SvcdpError, OSError):
     """The operating system refused something; ``errno`` is kept."""
 
+    def __str__(self) -> str:
+        # The text says it in words; OSError would put "[Errno 95]" before it.
+        return self.strerror or Exception.__str__(self)
+
 
 class MissingCapability(PlatformError):
     """A capability such as CAP_NET_ADMIN is missing."""
