@@ -35,6 +35,25 @@ def test_a_client_stays_with_its_destination() -> None:
     assert bench.dp.stats().connections == 24
 
 
+def test_persistence_of_masqueraded_clients() -> None:
+    """By the address that the client has, not by the one that it is given."""
+    bench = Bench()
+    bench.serve(
+        ONE,
+        TWO,
+        THREE,
+        persistence=10,
+        rules=(SourceRule(masquerade=True),),
+        masquerade_address="198.51.100.1",
+    )
+    clients = [f"192.0.2.{number}" for number in range(1, 7)]
+    first = [bench.send(client=client).destination for client in clients]
+    assert set(first) == {ONE, TWO, THREE}
+    again = [bench.send(client=client, port=40001).destination for client in clients]
+    assert again == first
+    assert bench.dp.stats().persistence_templates == len(clients)
+
+
 def test_persistence_restarts_with_each_new_connection_only() -> None:
     bench = Bench()
     bench.serve(ONE, TWO, persistence=10)
