@@ -67,7 +67,8 @@ class Dataplane(Core):
     ``max_connections`` bounds the connection table (96 bytes an IPv4 connection, taken as they
     come). ``seed`` makes every choice repeatable: same packets, same times, same seed, same
     bytes out; None draws a secret one. ``clock`` gives ns, monotonic. ``masquerade_ports`` are
-    the first and last source port of masqueraded connections. ``timeouts`` in seconds by state
+    the first and last source port of masqueraded connections; the default keeps clear of Linux's
+    ephemeral ports and of node ports. ``timeouts`` in seconds by state
     replace some of IPVS's (`TIMEOUTS`).
 
     Thread safe: several threads may process packets while another changes services.
@@ -87,7 +88,7 @@ class Dataplane(Core):
         seed: int | None = None,
         *,
         clock: Callable[[], int] = time.monotonic_ns,
-        masquerade_ports: tuple[int, int] = (61000, 65535),
+        masquerade_ports: tuple[int, int] = (1024, 29999),
         timeouts: Mapping[str, float] | None = None,
     ) -> Self:
         first, last = masquerade_ports

@@ -132,7 +132,7 @@ cdef inline bint is_usable(
     if direction == FROM_CLIENT and not view.quoted:
         # The client opens a new connection from a port that it used before (RFC 9293, 3.6.1).
         if unlikely(view.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN):
-            return conn.state != STATE_TIME_WAIT and conn.state != STATE_CLOSE
+            return not is_closed(conn.state)
         return not is_orphan(engine, conn)
     return True
 
@@ -286,6 +286,7 @@ cdef inline uint32_t connect(
 ) noexcept nogil:
     """Make the connection of the packet to this destination.
 
+    When no masquerade port is free, that of a connection which both sides have closed is taken.
     INSERTED, or KNOWN when another worker just did it, and `made` is the connection, locked.
     FULL, or CLASH: the destination could not tell this connection from another one.
     """
@@ -293,6 +294,7 @@ cdef inline uint32_t connect(
     cdef uint32_t outcome = CLASH
     cdef uint32_t tries = engine.port_count if masquerade else 1
     cdef uint32_t port = 0
+    cdef uint32_t removals = PORTS_TRIED_MAX
     cdef bint over
     cdef Conn *other = NULL
     cdef Conn *conn = allocate(&engine.table, words)
@@ -331,11 +333,17 @@ cdef inline uint32_t connect(
             made[0] = other
             break
         if other is not NULL:
-            over = other.deadline <= now
-            spin_unlock(&other.lock)
+            over = other.deadline <= now or (
+                masquerade and tries <= PORTS_TRIED_MAX // 2 and is_closed(other.state))
             if over:
+                other.deadline = now
+            spin_unlock(&other.lock)
+            if over and removals:
+                # Somebody else may use it at this moment: then it stays.
+                removals -= 1
                 expire(engine, worker, other, words, now)
                 continue
+        outcome = CLASH
         tries -= 1
         port = port + 1 if port + 1 < engine.port_count else 0
     if outcome != INSERTED:

@@ -66,6 +66,11 @@ cdef inline uint8_t next_state(
     return STATE_CLOSE
 
 
+cdef inline bint is_closed(uint8_t state) noexcept nogil:
+    """Both sides, or a reset, have ended the connection; it only waits to be forgotten."""
+    return state == STATE_TIME_WAIT or state == STATE_CLOSE
+
+
 cdef inline bint is_active(uint8_t state) noexcept nogil:
     """Whether schedulers count the connection as active. UDP never is."""
     return (

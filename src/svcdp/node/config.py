@@ -67,7 +67,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     )
     masquerade_ports: Annotated[
         Range, Meta(description="source ports of masqueraded connections")
-    ] = Range("61000-65535")
+    ] = Range("1024-29999")
     queues: Annotated[Range, Meta(description="NFQUEUE numbers, a worker thread each")] = Range(
         "100-103"
     )

@@ -156,6 +156,20 @@ def test_the_port_range_is_used_up_before_it_fails() -> None:
     assert reasons == {Reason.NEW: 1800}, "nine tenths of the ports are taken without trouble"
 
 
+def test_the_port_of_a_closed_connection_is_taken_when_no_other_is_free() -> None:
+    bench = Bench(masquerade_ports=(61000, 61000))
+    bench.serve(ONE, masquerade_address=NODE, rules=MASQUERADE)
+    assert bench.send(port=1).reason == Reason.NEW
+    assert bench.reply("SA", source=ONE, client=NODE, port=61000).reason == Reason.REPLY
+    assert bench.send("A", port=1).reason == Reason.ESTABLISHED
+    assert bench.send(port=2).reason == Reason.NO_PORT
+    assert bench.send("R", port=1).reason == Reason.ESTABLISHED
+    assert bench.connection().state == "CLOSE"
+    assert bench.send(port=2).reason == Reason.NEW
+    assert bench.connection().client_port == 2
+    assert bench.send("A", port=1).reason == Reason.NO_CONNECTION
+
+
 def test_two_connections_whose_replies_look_alike_are_not_made() -> None:
     """One client port to two services of one destination: the second finds another or nobody."""
     bench = Bench()
