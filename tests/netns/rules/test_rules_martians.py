@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from capture import CLIENT, PLAIN, TIMEOUT, Serve, set_rp_filter, udp_packet
+from capture import CLIENT, PLAIN, TIMEOUT, Serve, send_raw, set_rp_filter, udp_packet
 
 from svcdp import Dataplane, DestinationSpec, ServiceSpec
-from svcdp.lab import Topology, wait_until
+from svcdp.lab import Topology
 from svcdp.rules import CapturePlan
 
 pytestmark = pytest.mark.netns
 
+PORT = 5355
 SOURCES = {
     "client": CLIENT,
     "the node's address there": "192.0.2.1",
@@ -26,35 +27,23 @@ SOURCES = {
 }
 
 
-def arrivals(cluster: Topology, target: str, port: int) -> set[str]:
+def arrivals(cluster: Topology, sock: socket.socket, target: str, port: int) -> set[str]:
     """Which SOURCES a packet sent by the client may pretend to have and still reach a server."""
-    server = cluster.servers[0].namespace
-
-    def send(source: str) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-            sock.sendto(udp_packet(source, target, port), (target, port))
-
-    def received() -> int:
-        lines = server.run(["cat", "/proc/net/snmp"]).stdout.splitlines()
-        names, values = (line.split() for line in lines if line.startswith("Udp:"))
-        return int(values[names.index("InDatagrams")])
-
-    arrived = set()
-    for name, source in SOURCES.items():
-        before = received()
-        cluster.client.call(send, source)
-        cluster.client.call(send, CLIENT)  # the one that surely arrives, and later
-        wait_until(lambda before=before: received() > before, TIMEOUT, "the second one")
-        last = wait_until(lambda: stable(received), TIMEOUT, "both")
-        if last - before == 2:
-            arrived.add(name)
+    packets = [udp_packet(SOURCES[name], target, port, name.encode()) for name in SOURCES]
+    cluster.client.call(send_raw, *packets, udp_packet(CLIENT, target, port, b"end"))
+    arrived = set(iter(lambda: sock.recv(100).decode(), "end"))
+    assert arrived <= set(SOURCES)
     return arrived
 
 
-def stable(number: Callable[[], int]) -> int:
-    """The number once it is the same twice; else 0."""
-    first = number()
-    return first if number() == first else 0
+@pytest.fixture
+def server(cluster: Topology) -> Iterator[socket.socket]:
+    """A socket of the first server that receives on PORT."""
+    pod = cluster.servers[0]
+    with pod.namespace.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(TIMEOUT)
+        sock.bind((pod.ipv4, PORT))
+        yield sock
 
 
 @pytest.mark.parametrize(
@@ -74,6 +63,7 @@ def stable(number: Callable[[], int]) -> int:
 )
 def test_martians(
     cluster: Topology,
+    server: socket.socket,
     serve: Serve,
     plan: CapturePlan,
     dataplane: Dataplane,
@@ -89,13 +79,14 @@ def test_martians(
     for name, value in sysctls.items():
         node.sysctl(f"net/ipv4/conf/{name}", value)
     pod = cluster.servers[0].ipv4
-    expected = arrivals(cluster, pod, 5353)
+    expected = arrivals(cluster, server, pod, PORT)
     if any(name.endswith("/rp_filter") and value == 1 for name, value in sysctls.items()):
         expected -= {"no route back", "broadcast"}
     dataplane.update(
-        [ServiceSpec(PLAIN[0], 54, "udp", destinations=(DestinationSpec(pod, 5353),))], []
+        [ServiceSpec(PLAIN[0], 54, "udp", destinations=(DestinationSpec(pod, PORT),))], []
     )
     captures = dataplane.captures()
+    # One queue keeps their order.
     with serve(replace(plan, queues=(100, 100), virtual=captures.virtual, real=captures.real)):
-        assert arrivals(cluster, pod, 5353) == expected
-        assert arrivals(cluster, PLAIN[0], 54) == expected
+        assert arrivals(cluster, server, pod, PORT) == expected
+        assert arrivals(cluster, server, PLAIN[0], 54) == expected

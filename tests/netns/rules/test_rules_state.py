@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from capture import CLIENT, PLAIN, TIMEOUT, set_rp_filter, udp_packet
+from capture import CLIENT, PLAIN, TIMEOUT, send_raw, set_rp_filter, udp_packet
 
 from svcdp import RulesError
 from svcdp.cli._demo.stage import traces
@@ -193,14 +193,13 @@ def test_sctp_ports_match(cluster: Topology, backend: Backend, plan: CapturePlan
     node = cluster.node
     node.run(["iptables", "-t", "mangle", "-A", "PREROUTING", "-p", "sctp"])
 
-    def send(port: int) -> None:
-        packet = bytearray(udp_packet(CLIENT, PLAIN[0], port) + bytes(8))
-        packet[9] = socket.IPPROTO_SCTP  # both begin with the ports
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-            sock.sendto(packet, (PLAIN[0], 0))
+    def packet(port: int) -> bytes:
+        udp = bytearray(udp_packet(CLIENT, PLAIN[0], port, bytes(8)))
+        udp[9] = socket.IPPROTO_SCTP  # both begin with the ports
+        return bytes(udp)
 
-    for port in (7, 7, 8):  # those to port 7 wait in a queue that nobody has: they are dropped
-        cluster.client.call(send, port)
+    # Those to port 7 wait in a queue that nobody has: they are dropped.
+    cluster.client.call(send_raw, *map(packet, (7, 7, 8)))
 
     def seen() -> int:
         saved = node.run(["iptables-save", "-c", "-t", "mangle"]).stdout
