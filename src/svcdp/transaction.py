@@ -149,10 +149,11 @@ class Transaction:
             staged = VirtualService(spec, self._bases[key])
             for endpoint in [*staged._members]:
                 staged.remove(*endpoint)
-            self._services[key] = staged
-        staged._spec = spec
         if "destinations" in fields:
             staged._become(spec.destinations)
+        # Last: who catches an error here and goes on commits nothing of it.
+        staged._spec = spec
+        self._services[key] = staged
         return staged
 
     def remove_service(self, address: str, port: int, protocol: str = "tcp") -> None:

@@ -73,7 +73,6 @@ cdef struct Stripe:
 
 cdef struct Pool:
     uint8_t *records
-    uint32_t size              # bytes a record
     uint32_t fresh             # records from here on were never used; 0 is never used
     uint32_t free              # first of the free list, 0 at its end
     uint8_t lock
@@ -328,16 +327,18 @@ cdef inline void release(Table *table, Conn *conn, uint32_t words) noexcept nogi
 
 
 cdef inline uint32_t insert(
-    Table *table, Conn *conn, uint32_t words, uint64_t there, Conn **other
+    Table *table, Conn *conn, uint32_t words, Conn **other
 ) noexcept nogil:
-    """Make a filled record visible by its slots: both directions, or neither. `there` is the
-    hash of the client's direction.
+    """Make a filled record visible by its slots: both directions, or neither.
 
     On KNOWN and CLASH, `other` is the connection in the way, locked; NULL on a clash with
     itself. The caller holds `conn` locked, which no slot names: nobody who waits for it holds a
     stripe.
     """
     cdef bint both = conn.protocol != CONN_TEMPLATE
+    # From the record, as remove() will compute it: the packet may have been changed since it was
+    # hashed, by whoever else has its buffer.
+    cdef uint64_t there = conn_hash(table, conn, words, FROM_CLIENT)
     cdef uint64_t back = conn_hash(table, conn, words, FROM_DESTINATION) if both else there
     cdef uint32_t index = index_of(table, conn, words)
     cdef uint32_t outcome = INSERTED

@@ -55,7 +55,6 @@ cdef int table_init(Table *table, uint32_t limit) except -1:
         table_free(table)
         raise
     for i in range(2):
-        table.pools[i].size = RECORD_V6 if i else RECORD_V4
         table.pools[i].fresh = 1
     return 0
 

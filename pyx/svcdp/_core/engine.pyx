@@ -141,12 +141,13 @@ cdef class Destination:
 cdef class Result:
     """What became of one packet. Holds a reference to the caller's buffer, not a copy."""
     cdef object buffer
-    cdef Core core
     cdef uint8_t hop[16]
+    cdef uint8_t real[16]
+    cdef uint8_t real_words
+    cdef uint16_t real_port
     cdef uint8_t hop_words
     cdef uint8_t verdict_code
     cdef uint8_t reason_code
-    cdef readonly uint32_t destination_id
 
     @property
     def verdict(self):
@@ -175,11 +176,9 @@ cdef class Result:
     @property
     def destination(self):
         """(address, port) of the destination whose connection this is, or None."""
-        cdef Dest *state
-        if not self.destination_id:
+        if not self.real_words:
             return None
-        state = dest_of(&self.core.engine.destinations, self.destination_id)
-        return (format_address(state.address, state.words), ntohs(state.port))
+        return (format_address(self.real, self.real_words), ntohs(self.real_port))
 
     def __repr__(self):
         return (
@@ -327,6 +326,7 @@ cdef class Core:
         cdef uint8_t out[SVCDP_ANSWER_MAX]
         cdef uint32_t length
         cdef Result result
+        cdef Dest *state
         memset(&packet, 0, sizeof(packet))
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         try:
@@ -334,10 +334,14 @@ cdef class Core:
             packet.len = <uint32_t>min(view.len, <Py_ssize_t>0xffffffff)
             self.process_one(&packet, now)
             result = Result.__new__(Result)
-            result.core = self
             result.verdict_code = packet.verdict
             result.reason_code = packet.reason
-            result.destination_id = packet.destination
+            if packet.destination:
+                # Copied: the id may name another destination by the time that somebody asks.
+                state = dest_of(&self.engine.destinations, packet.destination)
+                result.real_words = state.words
+                result.real_port = state.port
+                memcpy(result.real, state.address, 4 * state.words)
             if packet.verdict == SVCDP_VERDICT_PASS:
                 result.buffer = buffer
             elif packet.verdict == SVCDP_VERDICT_FORWARD:
@@ -485,7 +489,6 @@ cdef class Core:
         state.id = id
         state.words = <uint8_t>(PyBytes_GET_SIZE(address) // 4)
         state.port = htons(port)
-        state.method = METHOD_MASQ
         while worker is not NULL:
             memset(&worker.traffic[id // DESTINATION_CHUNK][id % DESTINATION_CHUNK], 0,
                    sizeof(Traffic))
@@ -545,7 +548,7 @@ cdef class Core:
         exchange_ptr(<void **>&self.engine.snapshot, snapshot)
         self.draining.difference_update(restored_ids)
         self.draining.update(removed_ids)
-        epoch = add_u64(&self.engine.epoch, 1)
+        epoch = add_ordered_u64(&self.engine.epoch, 1)
         for pointer in replaced:
             self.retire(<void *><uintptr_t>pointer, False, epoch)
         for pointer in outgoing:
@@ -583,7 +586,7 @@ cdef class Core:
         # Taken out first: freeing a scheduler may run Python, and that may come back here.
         self.retired = NULL
         while worker is not NULL:
-            epoch = load_acquire_u64(&worker.epoch)
+            epoch = load_ordered_u64(&worker.epoch)
             if epoch and epoch < oldest:
                 oldest = epoch
             worker = worker.next
@@ -710,7 +713,6 @@ cdef class Core:
         cdef Service *service
         cdef const Rule *rule
         cdef uint32_t direction = FROM_CLIENT
-        cdef Worker *worker
         cdef uint8_t copy[RECORD_V6]
         cdef object row = None
         if PyBytes_GET_SIZE(source) != PyBytes_GET_SIZE(destination):
@@ -737,11 +739,8 @@ cdef class Core:
         if service is NULL:
             return row, direction == FROM_DESTINATION, -1, -1
         rule = rule_for(service, view.source)
-        worker = self.worker_acquire()
         member = (
-            sticky_member(self.engine, worker, service, view.source, now)
-            if service.persistence else -1)
-        self.worker_release(worker)
+            sticky_member(self.engine, service, view.source, now) if service.persistence else -1)
         return (
             row, direction == FROM_DESTINATION,
             -1 if rule is NULL else <int>(rule - service.rules), member)

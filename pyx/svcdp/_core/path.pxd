@@ -203,7 +203,7 @@ cdef inline void template_view(
 
 
 cdef inline int32_t sticky_member(
-    Engine *engine, Worker *worker, const Service *service, const uint8_t *client, int64_t now
+    Engine *engine, const Service *service, const uint8_t *client, int64_t now
 ) noexcept nogil:
     """The member that this client was sent to before and that is still there, or -1."""
     cdef uint8_t group[16]
@@ -237,11 +237,11 @@ cdef inline void discard(Engine *engine, Conn *conn, uint32_t words) noexcept no
 
 
 cdef inline void remember(
-    Engine *engine, Worker *worker, const Service *service, const uint8_t *client,
-    const Dest *target, int64_t now
+    Engine *engine, const Service *service, const uint8_t *client, const Dest *target,
+    int64_t now
 ) noexcept nogil:
-    """Bind a client to a destination, or bind it for longer. When the table is full the client
-    stays unbound: the connection itself matters more.
+    """Bind a client to a destination, or bind it for longer. Templates take no more than half of
+    the table, and a client that finds no room stays unbound: connections matter more.
     """
     cdef uint8_t group[16]
     cdef View view
@@ -252,6 +252,8 @@ cdef inline void remember(
     template_view(engine, service, client, group, &view)
     conn = find(&engine.table, &view, &direction)
     if conn is NULL:
+        if load_u32(&engine.table.templates) >= (engine.table.limit + 1) // 2:
+            return
         conn = allocate(&engine.table, words)
         if conn is NULL:
             return
@@ -267,7 +269,7 @@ cdef inline void remember(
         copy_address(address_of(conn, REAL, words), target.address, words)
         conn.deadline = now + service.persistence
         store_u8(&conn.protocol, CONN_TEMPLATE)
-        if insert(&engine.table, conn, words, view.hash, &other) == INSERTED:
+        if insert(&engine.table, conn, words, &other) == INSERTED:
             spin_unlock(&conn.lock)
             return
         discard(engine, conn, words)
@@ -326,7 +328,7 @@ cdef inline uint32_t connect(
             conn.source_port = htons(<uint16_t>(engine.port_first + port))
         compute_deltas(conn, words)
         store_u8(&conn.protocol, view.protocol)
-        outcome = insert(&engine.table, conn, words, view.hash, &other)
+        outcome = insert(&engine.table, conn, words, &other)
         if outcome == INSERTED or outcome == FULL:
             break
         if outcome == KNOWN and other.deadline > now:
@@ -378,25 +380,27 @@ cdef inline Conn *new_connection(
     cdef const Rule *rule
     cdef Conn *conn = NULL
     cdef Dest *target
-    cdef bint masquerade, sticky
+    cdef bint masquerade, sticky, silent
     cdef int32_t member
     cdef uint32_t outcome = CLASH
     cdef uint32_t _
     if service is NULL or view.quoted:
         decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_SERVICE)
         return NULL
-    if view.protocol == PROTOCOL_TCP and view.tcp_flags & (TCP_SYN | TCP_RST) != TCP_SYN:
-        # Its connection is gone or was never ours: say so, rather than let the client wait.
-        decide(
-            worker, packet,
-            SVCDP_VERDICT_DROP if view.tcp_flags & TCP_RST else SVCDP_VERDICT_REJECT,
-            SVCDP_REASON_NO_CONNECTION)
-        return NULL
     rule = rule_for(service, view.source)
     if rule is NULL:
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_SOURCE_RANGE)
         return NULL
-    member = sticky_member(engine, worker, service, view.source, now) if service.persistence else -1
+    if view.protocol == PROTOCOL_TCP and view.tcp_flags & (TCP_SYN | TCP_RST) != TCP_SYN:
+        # Its connection is gone or was never ours: say so, rather than let the client wait,
+        # unless a SYN would get silence too.
+        silent = view.tcp_flags & TCP_RST or (
+            service.weight_total == 0 and rule.on_empty == SVCDP_VERDICT_DROP)
+        decide(
+            worker, packet, SVCDP_VERDICT_DROP if silent else SVCDP_VERDICT_REJECT,
+            SVCDP_REASON_NO_CONNECTION)
+        return NULL
+    member = sticky_member(engine, service, view.source, now) if service.persistence else -1
     sticky = member >= 0
     for _ in range(PICKS_MAX):
         if not sticky:
@@ -463,8 +467,7 @@ cdef inline void handle(
     spin_unlock(&conn.lock)
     if unlikely(bind):
         remember(
-            engine, worker, service, client,
-            dest_of(&engine.destinations, packet.destination), now)
+            engine, service, client, dest_of(&engine.destinations, packet.destination), now)
 
 
 cdef inline void burst(
@@ -503,7 +506,7 @@ cdef inline void run(
     cdef const Snapshot *snapshot
     # From here until the epoch is 0 again nothing that this snapshot names is freed.
     exchange_u64(&worker.epoch, load_acquire_u64(&engine.epoch))
-    snapshot = <const Snapshot *>load_acquire_ptr(<void **>&engine.snapshot)
+    snapshot = <const Snapshot *>load_ordered_ptr(<void **>&engine.snapshot)
     while done < count:
         size = min(count - done, <uint32_t>BURST)
         burst(engine, worker, snapshot, packets + done, size, now)

@@ -14,14 +14,11 @@ cdef enum:
     DESTINATION_CHUNK = 1024
     DESTINATION_CHUNKS = 4096
 
-    METHOD_MASQ = 0
-
 cdef struct Dest:
     uint8_t address[16]        # the first 4 bytes for IPv4
     uint32_t id
     uint16_t port              # wire order
     uint8_t words              # 32-bit words of the address
-    uint8_t method
     uint8_t removed            # no longer in its service; connections may still use it
     int32_t active             # connections, as schedulers count them
     int32_t inactive

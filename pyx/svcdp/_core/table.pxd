@@ -18,7 +18,6 @@ cdef struct Entry:
 
 cdef struct Shard:
     uint32_t mask
-    uint32_t count
     Entry entries[1]           # mask + 1 of them, at most half full
 
 cdef struct Snapshot:

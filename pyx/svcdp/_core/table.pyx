@@ -33,7 +33,6 @@ cdef Shard *shard_new(list services) except? NULL:
     if shard is NULL:
         raise MemoryError("cannot allocate a shard of the service table")
     shard.mask = size - 1
-    shard.count = <uint32_t>len(services)
     for pointer in services:
         service = <Service *><uintptr_t>pointer
         position = <uint32_t>service.hash & shard.mask

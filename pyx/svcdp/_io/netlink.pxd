@@ -68,7 +68,7 @@ cdef extern from "<linux/netlink.h>" nogil:
         uint16_t nla_len
         uint16_t nla_type
 
-    int NETLINK_NETFILTER, NETLINK_NO_ENOBUFS, SOL_NETLINK, NLM_F_REQUEST, NLM_F_ACK, NLMSG_ERROR
+    int NETLINK_NETFILTER, NETLINK_NO_ENOBUFS, SOL_NETLINK, NLM_F_REQUEST, NLM_F_ACK
     int NLA_TYPE_MASK
 
 cdef extern from "<linux/netfilter.h>" nogil:
@@ -100,7 +100,7 @@ cdef extern from "<poll.h>" nogil:
         short revents
 
     int poll(pollfd *fds, unsigned long count, int timeout)
-    short POLLIN, POLLERR, POLLNVAL, POLLHUP
+    short POLLIN
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)

@@ -98,6 +98,10 @@ class Handler:
         except Exception:
             self._log("routing a packet failed; it is accepted as it is")
             verdict = Verdict.PASS
+        except BaseException:
+            # Ctrl-C is for the program; the packet still gets its verdict.
+            packet.accept()
+            raise
         if verdict in (Verdict.DROP, Verdict.REJECT):
             packet.drop()
         elif verdict is Verdict.PASS and self._on_pass is not None:

@@ -54,6 +54,31 @@ def test_persistence_of_masqueraded_clients() -> None:
     assert bench.dp.stats().persistence_templates == len(clients)
 
 
+def test_persistence_takes_half_of_the_table_at_most() -> None:
+    bench = Bench(100)
+    bench.serve(ONE, persistence=10_000)
+    for number in range(200):
+        bench.send(client=f"198.51.100.{number}")
+        bench.now += 2 * SECOND
+    bench.now += 60 * SECOND
+    bench.dp.sweep()
+    stats = bench.dp.stats()
+    assert (stats.connections, stats.persistence_templates) == (0, 50)
+    assert bench.send().reason == Reason.NEW
+
+
+def test_a_packet_that_changes_while_it_is_processed_harms_only_itself() -> None:
+    """One buffer twice in a batch: the second is parsed before the first is rewritten."""
+    bench = Bench()
+    bench.serve(ONE, TWO)
+    packet = wire.packet("tcp", CLIENT[4], 40000, VIRTUAL[4], 80, "S")
+    bench.dp.process_batch([packet, packet])
+    bench.now += 1000 * SECOND
+    bench.dp.sweep()
+    assert bench.dp.stats().connections == 0
+    assert bench.send().reason == Reason.NEW
+
+
 def test_persistence_restarts_with_each_new_connection_only() -> None:
     bench = Bench()
     bench.serve(ONE, TWO, persistence=10)

@@ -118,3 +118,14 @@ def test_a_payload_that_cannot_be_had_is_accepted(dataplane, caplog):
     given = Broken(b"")
     handler(dataplane)(given)
     assert given.verdicts == ["accept"]
+
+
+def test_an_interrupt_goes_on_after_the_verdict(dataplane):
+    class Interrupted(FakePacket):
+        def get_payload(self) -> bytes:
+            raise KeyboardInterrupt
+
+    given = Interrupted(b"")
+    with pytest.raises(KeyboardInterrupt):
+        handler(dataplane)(given)
+    assert given.verdicts == ["accept"]
