@@ -142,7 +142,8 @@ def _martians(guard: Guard) -> list[str]:
 
 
 def _reverse_path(guard: Guard) -> list[str]:
-    drop = "fib saddr type != local fib saddr . iif oif missing drop"
+    # To an address of the interface itself no route leads out; strict has no objection to it.
+    drop = "fib saddr . iif type != local fib saddr . iif oif missing drop"
     rules = [_rule(f'iifname "{name}" {drop}', "rp_filter=1") for name in guard.strict]
     if guard.strict_default:
         rules += [_rule(f'iifname "{name}" return', "had no rp_filter=1") for name in guard.loose]
