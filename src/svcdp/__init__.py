@@ -53,8 +53,11 @@ from svcdp.types import (
     Protocol,
     Reason,
     ServiceSpec,
+    Settings,
     SourceRule,
+    TunnelSpec,
     Verdict,
+    fwmark_key,
 )
 
 __all__ = [
@@ -83,14 +86,17 @@ __all__ = [
     "RulesError",
     "ServiceSpec",
     "ServiceStatus",
+    "Settings",
     "SourceError",
     "SourceRule",
     "Stats",
     "SvcdpError",
     "Transaction",
+    "TunnelSpec",
     "Verdict",
     "VirtualService",
     "__version__",
+    "fwmark_key",
     "register_scheduler",
 ]
 

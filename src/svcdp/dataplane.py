@@ -6,6 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Self
 
 from svcdp import schedulers
@@ -21,10 +22,19 @@ from svcdp.explain import (
     normal_flow,
     parse_flow,
 )
-from svcdp.records import Endpoint, Key, check_key, check_service, compile_service, parse_address
+from svcdp.records import (
+    Endpoint,
+    Key,
+    check_key,
+    check_service,
+    check_settings,
+    compile_service,
+    parse_address,
+    ports_of,
+)
 from svcdp.status import Captures, Connection, DestinationStatus, ServiceStatus, Stats
 from svcdp.transaction import Installed, Transaction, VirtualService
-from svcdp.types import Flow, Protocol, ServiceSpec
+from svcdp.types import DestinationSpec, Flow, Protocol, ServiceSpec, Settings, fwmark_key
 
 __all__ = [
     "Captures",
@@ -40,6 +50,8 @@ __all__ = [
 ]
 
 CONNECTIONS_MAX = 1 << 28
+#: Sets of timeouts of all services that there ever were.
+TIMEOUT_CLASSES = 256
 #: Records that one step of `connections()` or `sweep()` looks at while it holds the GIL.
 STEP = 4096
 
@@ -57,8 +69,39 @@ TIMEOUTS: Mapping[str, float] = {
     "listen": 120,
     "synack": 120,
     "udp": 300,
-    "sctp": 900,
+    "sctp_none": 2,
+    "sctp_init1": 4,
+    "sctp_init": 61,
+    "sctp_cookie_sent": 61,
+    "sctp_cookie_replied": 61,
+    "sctp_cookie_wait": 61,
+    "sctp_cookie": 61,
+    "sctp_cookie_echoed": 61,
+    "sctp_established": 900,
+    "sctp_shutdown_sent": 61,
+    "sctp_shutdown_received": 61,
+    "sctp_shutdown_ack_sent": 61,
+    "sctp_rejected": 4,
+    "sctp_closed": 61,
 }
+
+
+def check_timeouts(timeouts: Mapping[str, float]) -> dict[str, float]:
+    """ConfigError unless these are seconds by state."""
+    unknown = sorted(str(state) for state in timeouts if state not in TIMEOUTS)
+    if unknown:
+        raise ConfigError(
+            f"timeouts: {', '.join(unknown)} unknown; there are {', '.join(TIMEOUTS)}"
+        )
+    for seconds in timeouts.values():
+        if not isinstance(seconds, int | float) or not 0 < seconds < 1 << 31:
+            raise ConfigError("timeouts must be above 0 and below 2^31 seconds")
+    return dict(timeouts)
+
+
+def _timeout_list(timeouts: Mapping[str, float]) -> list[int]:
+    """In ns, in the core's order of states."""
+    return [int(timeouts[state.lower()] * 1e9) for state in STATES]
 
 
 class Dataplane(Core):
@@ -77,10 +120,16 @@ class Dataplane(Core):
     _lock: threading.RLock
     _committing: bool
     _installed: dict[Key, Installed]
-    #: Removed destinations that connections still use, by id.
-    _drained: dict[int, tuple[Key, Endpoint, Handle]]
+    #: Removed destinations that connections still use, by id: service key and last port, spec.
+    _drained: dict[int, tuple[Key, int, DestinationSpec, Handle]]
     _affinities: dict[str, int]
     _affinity_last: int
+    #: (address, protocol) that have, or had, a range of ports.
+    _ranged: set[tuple[str, str]]
+    _settings: Settings
+    _timeouts: dict[str, float]
+    #: Sets of timeouts that services have of their own, by the number the core knows them by.
+    _timeout_classes: dict[tuple[tuple[str, float], ...], int]
 
     def __new__(
         cls,
@@ -90,6 +139,7 @@ class Dataplane(Core):
         clock: Callable[[], int] = time.monotonic_ns,
         masquerade_ports: tuple[int, int] = (1024, 29999),
         timeouts: Mapping[str, float] | None = None,
+        settings: Settings | None = None,
     ) -> Self:
         first, last = masquerade_ports
         if not 1 <= max_connections <= CONNECTIONS_MAX:
@@ -98,14 +148,7 @@ class Dataplane(Core):
             )
         if not 1 <= first <= last <= 65535:
             raise ConfigError(f"masquerade_ports {first}-{last} is no range of ports")
-        unknown = sorted(set(timeouts or ()) - set(TIMEOUTS))
-        if unknown:
-            raise ConfigError(
-                f"timeouts: {', '.join(unknown)} unknown; there are {', '.join(TIMEOUTS)}"
-            )
-        chosen = {**TIMEOUTS, **(timeouts or {})}
-        if any(not 0 < seconds < 1 << 31 for seconds in chosen.values()):
-            raise ConfigError("timeouts must be above 0 and below 2^31 seconds")
+        chosen = {**TIMEOUTS, **check_timeouts(timeouts or {})}
         self = super().__new__(
             cls,
             max_connections,
@@ -113,7 +156,7 @@ class Dataplane(Core):
             clock,
             first,
             last,
-            [int(chosen[state.lower()] * 1e9) for state in STATES],
+            _timeout_list(chosen),
         )
         # Reentrant: a scheduler's finalizer may run, and look at its dataplane, at any time.
         self._lock = threading.RLock()
@@ -122,7 +165,46 @@ class Dataplane(Core):
         self._drained = {}
         self._affinities = {}
         self._affinity_last = 0
+        self._ranged = set()
+        self._timeouts = chosen
+        self._timeout_classes = {(): 0}
+        self.configure(settings or Settings())
         return self
+
+    # -- settings --------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """How packets are treated now."""
+        return self._settings
+
+    def configure(self, settings: Settings) -> None:
+        """Treat packets in another way from now on. ConfigError."""
+        check_settings(settings)
+        with self._lock:
+            self.set_settings(settings)
+            self._settings = settings
+
+    def configure_timeouts(self, timeouts: Mapping[str, float]) -> None:
+        """Replace some of the timeouts (seconds by state). A connection takes the new one up
+        with its next packet. ConfigError.
+        """
+        checked = check_timeouts(timeouts)
+        with self._lock:
+            self._timeouts |= checked
+            for own, number in self._timeout_classes.items():
+                self.set_timeouts(number, _timeout_list({**self._timeouts, **dict(own)}))
+
+    def _timeout_class(self, spec: ServiceSpec) -> int:
+        own = tuple(sorted(check_timeouts(dict(spec.timeouts)).items()))
+        number = self._timeout_classes.get(own)
+        if number is None:
+            number = len(self._timeout_classes)
+            if number >= TIMEOUT_CLASSES:
+                raise CapacityError(f"{spec}: more than {TIMEOUT_CLASSES} sets of timeouts")
+            self._timeout_classes[own] = number
+            self.set_timeouts(number, _timeout_list({**self._timeouts, **dict(own)}))
+        return number
 
     # -- changes ---------------------------------------------------------------------------------
 
@@ -202,8 +284,9 @@ class Dataplane(Core):
                     f"service {key[0]}:{key[1]}/{key[2]} was changed by another transaction;"
                     " start this one again"
                 )
+        self._check_overlaps(services)
         self._collect_drained()
-        returning = {(key, endpoint): h for key, endpoint, h in self._drained.values()}
+        returning = {(key, (m.address, m.port)): h for key, _, m, h in self._drained.values()}
         fresh: list[Handle] = []
         restored: list[int] = []
         try:
@@ -216,10 +299,11 @@ class Dataplane(Core):
                 key: base for key, base in bases.items() if base is not None and key in services
             }
             gone = [
-                (key, endpoint, handle)
+                (key, ports_of(base.spec)[1], member, base.handles[member.address, member.port])
                 for key, base in outgoing.items()
-                for endpoint, handle in base.handles.items()
-                if key not in installed or endpoint not in installed[key].handles
+                for member in base.spec.destinations
+                if key not in installed
+                or (member.address, member.port) not in installed[key].handles
             ]
             removed = [base.record for key, base in outgoing.items() if key not in installed]
             self.commit(
@@ -228,7 +312,7 @@ class Dataplane(Core):
                     for key, state in installed.items()
                 ],
                 removed,
-                [handle.id for _, _, handle in gone],
+                [handle.id for *_, handle in gone],
                 restored,
             )
         except BaseException as error:
@@ -242,13 +326,35 @@ class Dataplane(Core):
         for id in restored:
             del self._drained[id]
         for entry in gone:
-            self._drained[entry[2].id] = entry
+            self._drained[entry[3].id] = entry
         if any(
             base.record.affinity
             and (key not in installed or installed[key].record.affinity != base.record.affinity)
             for key, base in outgoing.items()
         ):
             self._collect_affinities()
+
+    def _check_overlaps(self, services: dict[Key, VirtualService | None]) -> None:
+        """ConflictError when a port would belong to two ranges of one address. Every port (0) is
+        no range: it gives way.
+        """
+        staged = {key: staged.spec for key, staged in services.items() if staged is not None}
+        touched = {(key[0], key[2]) for key in staged}
+        ranged = {(s.address, s.protocol) for s in staged.values() if s.last_port}
+        ranged |= self._ranged & touched
+        if not ranged:
+            return
+        specs = {key: state.spec for key, state in self._installed.items()}
+        specs |= staged
+        ranges = sorted(
+            (key[0], key[2], *ports_of(spec), str(spec))
+            for key, spec in specs.items()
+            if (key[0], key[2]) in ranged and key[1] and services.get(key, key) is not None
+        )
+        for one, other in pairwise(ranges):
+            if one[:2] == other[:2] and other[2] <= one[3]:
+                raise ConflictError(f"{one[4]} and {other[4]} have ports in common")
+        self._ranged |= ranged
 
     def _edits(
         self, state: Installed, staged: VirtualService | None, base: Installed | None
@@ -287,7 +393,9 @@ class Dataplane(Core):
                     handle = self.new_destination(parse_address(endpoint[0]).packed, endpoint[1])
                     fresh.append(handle)
             handles[endpoint] = handle
-        record = compile_service(spec, handles, scheduler, self._affinity(spec))
+        record = compile_service(
+            spec, handles, scheduler, self._affinity(spec), self._timeout_class(spec)
+        )
         return Installed(spec, handles, scheduler, record)
 
     def _scheduler(self, spec: ServiceSpec, base: Installed | None) -> Scheduler | None:
@@ -359,7 +467,7 @@ class Dataplane(Core):
                 start, rows = self.connection_rows(family, start, STEP)
                 now = self.clock()
                 for row in rows:
-                    if row[10] > now:
+                    if row[12] > now:
                         yield Connection.from_row(row, now)
 
     def stats(self) -> Stats:
@@ -374,13 +482,12 @@ class Dataplane(Core):
         has connections.
         """
         with self._lock:
-            virtual = {(p, a, n) for a, n, p in self._installed}
-            real = {
-                (key[2], *endpoint)
+            entries = [
+                (key, ports_of(state.spec)[1], member)
                 for key, state in self._installed.items()
-                for endpoint in state.handles
-            }
-        return Captures(frozenset(virtual), frozenset(real)) | self.draining()
+                for member in state.spec.destinations or (None,)
+            ]
+        return _captures(entries) | self.draining()
 
     def draining(self) -> Captures:
         """The part of `captures()` that is there for the sake of old connections only, or of
@@ -388,11 +495,9 @@ class Dataplane(Core):
         """
         with self._lock:
             self._collect_drained()
-            entries = [*self._drained.values()]
-        return Captures(
-            frozenset((key[2], key[0], key[1]) for key, _, _ in entries),
-            frozenset((key[2], *endpoint) for key, endpoint, _ in entries),
-        )
+            return _captures(
+                (key, last_port, member) for key, last_port, member, _ in self._drained.values()
+            )
 
     def sweep(self, now: int | None = None, limit: int | None = None) -> None:
         """Drop expired connections among the next ``limit`` (default: all) of each family."""
@@ -403,26 +508,56 @@ class Dataplane(Core):
             if left <= 0:
                 break
 
-    def explain(self, flow: str | Flow) -> Explanation:
-        """What would happen to the first packet of a flow (TCP: a SYN). Nothing changes."""
+    def explain(self, flow: str | Flow, mark: int = 0) -> Explanation:
+        """What would happen to the first packet of a flow (TCP: a SYN) with a firewall mark.
+        Nothing changes.
+        """
         flow = parse_flow(flow) if isinstance(flow, str) else normal_flow(flow)
         now = self.clock()
         with self._lock:
-            row, is_reply, rule_index, member = self.inspect(
+            row, is_reply, found, rule_index, member = self.inspect(
                 Protocol[flow.protocol.upper()],
                 parse_address(flow.source).packed,
                 flow.source_port,
                 parse_address(flow.destination).packed,
                 flow.destination_port,
+                mark,
                 now,
             )
-            state = self._installed.get((flow.destination, flow.destination_port, flow.protocol))
+            state = self._installed.get(_key_of(found, flow)) if found is not None else None
         spec = None if state is None else state.spec
         if row is not None:
             return explain_known(flow, spec, Connection.from_row(row, now), is_reply)
         if state is None or spec is None:
             return Explanation(flow, "pass", None, (), ("no service has this address and port",))
         return explain_new(flow, spec, [*reversed(state.handles)], rule_index, member)
+
+
+def _key_of(found: tuple[str | None, int, int], flow: Flow) -> Key:
+    """The key of a service as the core names it; a fwmark service has no address there."""
+    address, port, protocol = found
+    if address is None:
+        return fwmark_key(port, 6 if ":" in flow.destination else 4)
+    return (address, port, Protocol(protocol).name.lower())
+
+
+def _captures(entries: Iterable[tuple[Key, int, DestinationSpec | None]]) -> Captures:
+    """What must be captured for destinations (or None) of services, by key and last port."""
+    virtual = set()
+    real = set()
+    ranges = set()
+    marks = set()
+    for (address, port, protocol), last_port, member in entries:
+        if protocol == "fwmark":
+            marks.add((port, 6 if ":" in address else 4))
+        elif port and last_port != port:
+            ranges.add((protocol, address, port, last_port))
+        else:
+            virtual.add((protocol, address, port))
+        if member is not None and member.method == "masq":
+            for name in ("tcp", "udp", "sctp") if protocol == "fwmark" else (protocol,):
+                real.add((name, member.address, member.port))
+    return Captures(frozenset(virtual), frozenset(real), frozenset(ranges), frozenset(marks))
 
 
 def _persistence_group(spec: ServiceSpec) -> str:

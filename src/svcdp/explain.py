@@ -102,7 +102,11 @@ def explain_known(
         spec,
         (
             PossibleDestination(
-                connection.destination, connection.destination_port, weight, "masq", masquerade
+                connection.destination,
+                connection.destination_port,
+                weight,
+                connection.method,
+                masquerade,
             ),
         ),
         (f"{direction} a known connection in state {connection.state}: it stays where it is",),
@@ -129,7 +133,8 @@ def explain_new(
         reasons.append(f"the client is persistent to {bound[0]} port {bound[1]}")
     if not candidates:
         reasons.append(f"nobody to serve: no destination with a weight; {rule.on_empty}")
-        return Explanation(flow, rule.on_empty, spec, (), tuple(reasons))
+        action = "drop" if rule.on_empty == "drop" else "reject"
+        return Explanation(flow, action, spec, (), tuple(reasons))
     if member < 0:
         reasons.append(f"scheduler {spec.scheduler} picks among {len(candidates)}")
     hairpin = spec.masquerade_address is not None
@@ -139,7 +144,7 @@ def explain_new(
             m.port,
             m.weight,
             m.method,
-            rule.masquerade or (hairpin and m.address == flow.source),
+            m.method == "masq" and (rule.masquerade or (hairpin and m.address == flow.source)),
         )
         for m in candidates
     )

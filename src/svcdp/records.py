@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,15 +13,45 @@ from svcdp import schedulers
 from svcdp._core.engine import Destination as Handle
 from svcdp.abc import Scheduler
 from svcdp.errors import ConfigError
-from svcdp.types import DestinationSpec, Flow, Protocol, ServiceSpec, SourceRule, Verdict
+from svcdp.types import (
+    DestinationSpec,
+    Flow,
+    Protocol,
+    ServiceSpec,
+    Settings,
+    SourceRule,
+    TunnelSpec,
+    Verdict,
+)
 
 logger = logging.getLogger(__name__)
 
 Key = tuple[str, int, str]
 Endpoint = tuple[str, int]
 
+#: Networks (None: any source), whether to masquerade, verdict and answer when nobody serves.
+CompiledRule = tuple[tuple[tuple[bytes, bytes], ...] | None, bool, int, int]
+#: Method, tunnel type, checksum, port and source, MTU, mark.
+Config = tuple[int, int, bool, int, bytes, int, int]
+#: Id, weight, upper and lower threshold, config.
+Member = tuple[int, int, int, int, Config]
+
+#: By the numbers of service.pxd, which are the kernel's (uapi/linux/ip_vs.h).
+METHODS = {"masq": 0, "local": 1, "tunnel": 2, "dr": 3}
+TUNNELS = {"ipip": 0, "gue": 1, "gre": 2}
+REMOVALS = {"drain": 0, "expire": 1, "drop": 2}
+ENGINES = {"": 0, "sip": 1}
+HELPERS = ("", "ftp")
+#: Verdict, and svcdp_answer of abi.h.
+ON_EMPTY = {
+    "reject": (int(Verdict.REJECT), 0),
+    "unreachable": (int(Verdict.REJECT), 1),
+    "drop": (int(Verdict.DROP), 0),
+}
+
 WEIGHT_MAX = (1 << 31) - 1
 SECONDS_MAX = (1 << 31) - 1
+MARK_MAX = (1 << 32) - 1
 
 
 @dataclass(slots=True)
@@ -39,8 +69,19 @@ class Record:
     persistence: int
     affinity: int
     masquerade: bytes | None
-    members: list[tuple[int, int]]
-    rules: tuple[tuple[tuple[tuple[bytes, bytes], ...] | None, bool, int], ...]
+    members: list[Member]
+    rules: tuple[CompiledRule, ...]
+    words: int  #: 32-bit words of an address of its family
+    last_port: int
+    scheduler_flags: int
+    table_size: int
+    netmask: bytes
+    engine: int
+    one_packet: bool
+    timeouts: int  #: class
+    on_removal: int
+    mss_clamp: bool
+    is_ftp: bool
 
 
 class Address(NamedTuple):
@@ -89,17 +130,47 @@ def check_number(number: int, low: int, high: int, what: str) -> int:
     return number
 
 
-def check_port(port: int, what: str) -> int:
-    """ConfigError unless it is 1..65535."""
-    return check_number(port, 1, 65535, f"{what}: port")
+def check_port(port: int, what: str, low: int = 1) -> int:
+    """ConfigError unless it is ``low``..65535."""
+    return check_number(port, low, 65535, f"{what}: port")
 
 
 def check_key(address: str, port: int, protocol: str) -> Key:
     """A service key with the address as ipaddress prints it. ConfigError."""
     what = f"service {address!r}"
-    if protocol not in ("tcp", "udp", "sctp"):
-        raise ConfigError(f"{what}: protocol {protocol!r} is none of tcp, udp, sctp")
-    return (check_address(address, what).text, check_port(port, what), protocol)
+    if protocol not in ("tcp", "udp", "sctp", "fwmark"):
+        raise ConfigError(f"{what}: protocol {protocol!r} is none of tcp, udp, sctp, fwmark")
+    text = check_address(address, what).text
+    if protocol == "fwmark":
+        if text not in ("0.0.0.0", "::"):
+            raise ConfigError(f"{what}: a fwmark service has the address 0.0.0.0 or ::")
+        return (text, check_number(port, 1, MARK_MAX, f"{what}: mark"), protocol)
+    return (text, check_port(port, what, 0), protocol)
+
+
+def check_flag(flag: bool, what: str) -> None:
+    if not isinstance(flag, bool):
+        raise ConfigError(f"{what} {flag!r} is neither True nor False")
+
+
+def check_choice(choice: str, choices: Collection[str], what: str) -> None:
+    if choice not in choices:
+        names = ", ".join(name or '""' for name in choices)
+        raise ConfigError(f"{what} {choice!r} is none of {names}")
+
+
+def check_settings(settings: Settings) -> None:
+    """ConfigError."""
+    if not isinstance(settings, Settings):
+        raise ConfigError(f"{settings!r} are no Settings")
+    modes = {"conn_reuse_mode": (0, 3), "drop_entry": (0, 3), "drop_packet": (0, 3)}
+    bounds = {**modes, "am_droprate": (1, 1 << 30), "answer_rate": (0, 1 << 30)}
+    for field in fields(Settings):
+        value = getattr(settings, field.name)
+        if field.name in bounds:
+            check_number(value, *bounds[field.name], field.name)
+        else:
+            check_flag(value, field.name)
 
 
 def check_service(spec: ServiceSpec) -> ServiceSpec:
@@ -108,47 +179,116 @@ def check_service(spec: ServiceSpec) -> ServiceSpec:
     """
     if not isinstance(spec, ServiceSpec):
         raise ConfigError(f"{spec!r} is no ServiceSpec")
-    address, _, _ = check_key(*spec.key)
+    address, port, protocol = check_key(*spec.key)
     for field in ("scheduler", "persistence_group", "name"):
         if not isinstance(getattr(spec, field), str):
             raise ConfigError(f"{spec!r}: {field} must be a string")
-    for field in ("destinations", "rules"):
+    for field in ("destinations", "rules", "scheduler_flags", "timeouts"):
         if not isinstance(getattr(spec, field), tuple | list):
             raise ConfigError(f"{spec!r}: {field} must be a tuple")
+    for field in ("one_packet", "mss_clamp"):
+        check_flag(getattr(spec, field), f"{spec}: {field}")
     if spec.persistence is not None:
         check_number(spec.persistence, 1, SECONDS_MAX, f"{spec}: persistence (seconds)")
+    if spec.persistence_netmask is not None:
+        bits = 128 if ":" in address else 32
+        check_number(spec.persistence_netmask, 1, bits, f"{spec}: persistence_netmask (bits)")
+    check_range(spec, port)
+    for flag in spec.scheduler_flags:
+        check_choice(flag, schedulers.FLAGS.get(spec.scheduler, ()), f"{spec}: scheduler flag")
+    check_number(spec.mh_table_size, 251, 655373, f"{spec}: mh_table_size")
+    if not schedulers.is_table_size(spec.mh_table_size):
+        raise ConfigError(f"{spec}: mh_table_size {spec.mh_table_size} is no prime")
+    check_choice(spec.on_removal, REMOVALS, f"{spec}: on_removal")
+    check_choice(spec.persistence_engine, ENGINES, f"{spec}: persistence_engine")
+    check_choice(spec.helper, HELPERS, f"{spec}: helper")
+    if spec.persistence_engine and (protocol != "udp" or spec.persistence is None):
+        raise ConfigError(f"{spec}: persistence_engine sip needs udp and persistence")
+    if spec.helper and protocol not in ("tcp", "fwmark"):
+        raise ConfigError(f"{spec}: helper {spec.helper} needs tcp")
+    if spec.one_packet and protocol not in ("udp", "fwmark"):
+        raise ConfigError(f"{spec}: one_packet needs udp")
     return replace(spec, address=address) if spec.address != address else spec
 
 
+def ports_of(spec: ServiceSpec) -> tuple[int, int]:
+    """The first and last port of a service."""
+    return (spec.port, spec.last_port or spec.port) if spec.port else (0, 65535)
+
+
+def check_range(spec: ServiceSpec, port: int) -> None:
+    if spec.last_port and (spec.protocol == "fwmark" or port == 0):
+        raise ConfigError(f"{spec}: last_port needs a first port")
+    if spec.last_port:
+        check_number(spec.last_port, port, 65535, f"{spec}: last_port")
+
+
 def check_destination(spec: DestinationSpec, service: ServiceSpec) -> DestinationSpec:
-    """The spec with its address normalised. ConfigError."""
+    """The spec with its addresses normalised. ConfigError."""
     if not isinstance(spec, DestinationSpec):
         raise ConfigError(f"{service}: {spec!r} is no DestinationSpec")
     try:
         address = check_address(spec.address, "address")
-        if (":" in service.address) != (address.version == 6):
-            raise ConfigError("address of the other IP family; masq needs one family")
-        check_port(spec.port, "destination")
+        check_port(spec.port, "destination", 0)
         check_number(spec.weight, 0, WEIGHT_MAX, "weight")
-        if spec.method != "masq":
-            raise ConfigError(f"forwarding method {spec.method!r} is not available; use masq")
+        check_number(spec.upper, 0, WEIGHT_MAX, "upper")
+        check_number(spec.lower, 0, spec.upper or WEIGHT_MAX, "lower (upper at most)")
+        check_number(spec.mtu, 0, 65535, "mtu")
+        check_number(spec.mark, 0, MARK_MAX, "mark")
+        check_choice(spec.method, METHODS, "forwarding method")
+        if (":" in service.address) != (address.version == 6) and spec.method != "tunnel":
+            raise ConfigError(f"address of the other IP family; {spec.method} needs one family")
+        if spec.method != "masq" and spec.port not in (0, service.port):
+            raise ConfigError(
+                f"{spec.method} leaves the port as it is: {spec.port} must be that of the service"
+            )
+        tunnel = check_tunnel(spec, address)
+        check_range_port(spec, service)
     except ConfigError as error:
         raise ConfigError(f"{service}: destination {spec.address!r}: {error}") from None
-    return spec if spec.address == address.text else replace(spec, address=address.text)
+    if spec.address == address.text and tunnel == spec.tunnel:
+        return spec
+    return replace(spec, address=address.text, tunnel=tunnel)
+
+
+def check_range_port(spec: DestinationSpec, service: ServiceSpec) -> None:
+    """A service of many ports has destinations of one port, or (0) of each its own."""
+    if service.protocol == "fwmark" or service.port == 0 or service.last_port:
+        return
+    if spec.port == 0 and spec.method == "masq":
+        raise ConfigError("port 0 keeps the packet's: for services of several ports")
+
+
+def check_tunnel(spec: DestinationSpec, address: Address) -> TunnelSpec | None:
+    """The tunnel with its source normalised; None for other methods. ConfigError."""
+    tunnel = spec.tunnel
+    if spec.method != "tunnel":
+        if tunnel is not None:
+            raise ConfigError(f"method {spec.method} has no tunnel")
+        return None
+    if not isinstance(tunnel, TunnelSpec):
+        raise ConfigError("method tunnel needs a TunnelSpec")
+    check_choice(tunnel.type, TUNNELS, "tunnel type")
+    check_flag(tunnel.checksum, "tunnel checksum")
+    if tunnel.type == "gue":
+        check_port(tunnel.port, "gue")
+    elif tunnel.port:
+        raise ConfigError(f"a {tunnel.type} tunnel has no port")
+    source = check_address(tunnel.source, "tunnel source")
+    if source.version != address.version:
+        raise ConfigError("tunnel source is not of the destination's IP family")
+    return tunnel if tunnel.source == source.text else replace(tunnel, source=source.text)
 
 
 def compile_rules(
     rules: tuple[SourceRule, ...], service: ServiceSpec
-) -> tuple[tuple[tuple[tuple[bytes, bytes], ...] | None, bool, int], ...]:
+) -> tuple[CompiledRule, ...]:
     version = parse_address(service.address).version
     compiled = []
     for rule in rules:
         if not isinstance(rule, SourceRule) or not isinstance(rule.sources, tuple | list):
             raise ConfigError(f"{service}: {rule!r} is no SourceRule with a tuple of sources")
-        if not isinstance(rule.masquerade, bool):
-            raise ConfigError(
-                f"{service}: masquerade {rule.masquerade!r} is neither True nor False"
-            )
+        check_flag(rule.masquerade, f"{service}: masquerade")
         try:
             if not all(isinstance(source, str) for source in rule.sources):
                 raise ValueError(f"{rule.sources!r} are not all strings")
@@ -156,16 +296,28 @@ def compile_rules(
             networks = parse_networks(tuple(rule.sources), version) if rule.sources else None
         except ValueError as error:
             raise ConfigError(f"{service}: source rule: {error}") from None
-        if rule.on_empty not in ("reject", "drop"):
-            raise ConfigError(f"{service}: on_empty {rule.on_empty!r} is neither reject nor drop")
-        compiled.append(
-            (
-                networks,
-                rule.masquerade,
-                int(Verdict.REJECT if rule.on_empty == "reject" else Verdict.DROP),
-            )
-        )
+        check_choice(rule.on_empty, ON_EMPTY, f"{service}: on_empty")
+        compiled.append((networks, rule.masquerade, *ON_EMPTY[rule.on_empty]))
     return tuple(compiled)
+
+
+def compile_config(spec: DestinationSpec) -> Config:
+    tunnel = spec.tunnel or TunnelSpec()
+    return (
+        METHODS[spec.method],
+        TUNNELS[tunnel.type],
+        tunnel.checksum,
+        tunnel.port,
+        parse_address(tunnel.source).packed if tunnel.source else b"",
+        spec.mtu,
+        spec.mark,
+    )
+
+
+def netmask(version: int, bits: int | None) -> bytes:
+    size = 4 if version == 4 else 16
+    ones = 8 * size if bits is None else bits
+    return ((1 << ones) - 1 << 8 * size - ones).to_bytes(size, "big")
 
 
 class Chooser:
@@ -191,11 +343,14 @@ def compile_service(
     handles: dict[Endpoint, Handle],
     scheduler: Scheduler | None,
     affinity: int,
+    timeouts: int,
 ) -> Record:
     """What the core takes for a spec whose destinations have these handles, in the order in which
-    they were added. ConfigError.
+    they were added. ``affinity`` and ``timeouts`` are numbers that the dataplane gave to its
+    persistence group and its set of timeouts. ConfigError.
     """
     address = parse_address(spec.address)
+    is_mark = spec.protocol == "fwmark"
     masquerade = None
     if spec.masquerade_address is not None:
         source = check_address(spec.masquerade_address, f"{spec}: masquerade_address")
@@ -203,24 +358,39 @@ def compile_service(
             raise ConfigError(f"{spec}: masquerade_address is of the other IP family")
         masquerade = source.packed
     newest_first = [*reversed(handles.items())]
-    weights = {(m.address, m.port): m.weight for m in spec.destinations}
-    members = [(handle.id, weights[endpoint]) for endpoint, handle in newest_first]
+    specs = {(m.address, m.port): m for m in spec.destinations}
+    members: list[Member] = []
+    for endpoint, handle in newest_first:
+        m = specs[endpoint]
+        members.append((handle.id, m.weight, m.upper, m.lower, compile_config(m)))
     return Record(
-        address=address.packed,
-        port=spec.port,
+        # A mark stands where others have their address.
+        address=spec.port.to_bytes(4, "big") + bytes(12) if is_mark else address.packed,
+        port=0 if is_mark else spec.port,
         protocol=Protocol[spec.protocol.upper()],
         scheduler=schedulers.BUILTIN.get(spec.scheduler, schedulers.PYTHON),
         chooser=None if scheduler is None else Chooser(spec, scheduler),
         candidates=None
         if scheduler is None
         else tuple(
-            handle.with_weight(weights[endpoint])
+            handle.with_weight(specs[endpoint].weight)
             for endpoint, handle in newest_first
-            if weights[endpoint]
+            if specs[endpoint].weight
         ),
         persistence=(spec.persistence or 0) * 10**9,
         affinity=affinity,
         masquerade=masquerade,
         members=members,
         rules=compile_rules(spec.rules, spec),
+        words=1 if address.version == 4 else 4,
+        last_port=0 if is_mark else ports_of(spec)[1],
+        scheduler_flags=schedulers.flag_bits(spec.scheduler_flags),
+        table_size=spec.mh_table_size,
+        netmask=netmask(address.version, spec.persistence_netmask),
+        engine=ENGINES[spec.persistence_engine],
+        one_packet=spec.one_packet,
+        timeouts=timeouts,
+        on_removal=REMOVALS[spec.on_removal],
+        mss_clamp=spec.mss_clamp,
+        is_ftp=spec.helper == "ftp",
     )

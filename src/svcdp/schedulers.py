@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from math import isqrt
 from typing import TypeVar
 
 from svcdp.abc import Scheduler
 from svcdp.errors import ConfigError, NotFoundError
 
-__all__ = ["BUILTIN", "names", "new_scheduler", "register_scheduler"]
+__all__ = [
+    "BUILTIN",
+    "FLAGS",
+    "flag_bits",
+    "is_table_size",
+    "names",
+    "new_scheduler",
+    "register_scheduler",
+]
 
 #: Schedulers of the core, by the number that it knows them by (sched.pxd).
 BUILTIN = {"rr": 0, "wrr": 1, "random": 2}
 
 #: The core asks Python for each new connection.
 PYTHON = 3
+
+#: The flags that a scheduler knows, and their bits (SCHEDULER_FALLBACK and so on).
+FLAGS: dict[str, dict[str, int]] = {
+    "sh": {"sh-fallback": 1, "sh-port": 2},
+    "mh": {"mh-fallback": 1, "mh-port": 2},
+}
 
 _registered: dict[str, type[Scheduler]] = {}
 
@@ -40,6 +56,18 @@ def register_scheduler(name: str) -> Callable[[_S], _S]:
         return scheduler
 
     return register
+
+
+def flag_bits(flags: Iterable[str]) -> int:
+    """The flags of a service as the core takes them. They are known to be valid."""
+    bits = {name: bit for known in FLAGS.values() for name, bit in known.items()}
+    return sum(bits[flag] for flag in set(flags))
+
+
+@lru_cache
+def is_table_size(size: int) -> bool:
+    """Whether mh can have a table of this size (from 251 to 655373): it must be prime."""
+    return all(size % divisor for divisor in range(2, isqrt(size) + 1))
 
 
 def names() -> list[str]:

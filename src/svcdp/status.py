@@ -24,6 +24,8 @@ class Connection:
     source: str
     source_port: int
     state: str
+    method: str
+    fwmark: int  #: of its service, 0: none
     expires_in: float  #: seconds
     packets: int  #: from the client
 
@@ -75,10 +77,20 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Captures:
-    """(protocol, address, port) of whose packets must reach the dataplane."""
+    """Whose packets must reach the dataplane: (protocol, address, port) of what they are sent to
+    (``virtual``) or come from (``real``), where port 0 is every port; (protocol, address, first
+    port, last port); and (firewall mark, IP version).
+    """
 
     virtual: frozenset[tuple[str, str, int]] = frozenset()
     real: frozenset[tuple[str, str, int]] = frozenset()
+    ranges: frozenset[tuple[str, str, int, int]] = frozenset()
+    marks: frozenset[tuple[int, int]] = frozenset()
 
     def __or__(self, other: Captures) -> Captures:
-        return Captures(self.virtual | other.virtual, self.real | other.real)
+        return Captures(
+            self.virtual | other.virtual,
+            self.real | other.real,
+            self.ranges | other.ranges,
+            self.marks | other.marks,
+        )

@@ -54,20 +54,32 @@ class VirtualService:
         """The service as it will be."""
         return replace(self._spec, destinations=tuple(self._members.values()))
 
-    def add(self, address: str, port: int, weight: int = 1, method: str = "masq") -> None:
-        """Add a destination. ConflictError when the service has it already."""
-        member = check_destination(DestinationSpec(address, port, weight, method), self._spec)
+    def add(
+        self, address: str, port: int, weight: int = 1, method: str = "masq", **fields: Any
+    ) -> None:
+        """Add a destination. ConflictError when the service has it already.
+
+        ``fields`` are the others of :class:`svcdp.DestinationSpec`. ConfigError.
+        """
+        try:
+            spec = DestinationSpec(address, port, weight, method, **fields)
+        except TypeError as error:
+            raise ConfigError(f"{self._spec}: destination {address}: {error}") from None
+        member = check_destination(spec, self._spec)
         endpoint = (member.address, member.port)
         if endpoint in self._members:
             raise ConflictError(f"{self._spec} already has a destination {address}:{port}")
         self._insert(endpoint, member)
 
-    def update(self, address: str, port: int, *, weight: int) -> None:
-        """Change a destination's weight; 0 gives it no new connections. NotFoundError."""
+    def update(self, address: str, port: int, **fields: Any) -> None:
+        """Change fields of a destination; it keeps its place and its connections. Weight 0
+        gives it no new ones. NotFoundError, ConfigError.
+        """
         endpoint = self._endpoint(address, port)
-        changed = replace(self._members[endpoint], weight=weight)
-        self._members[endpoint] = check_destination(changed, self._spec)
-        self._edits.append(("edit", endpoint, weight))
+        if not fields.keys() <= {"weight", "method", "upper", "lower", "tunnel", "mtu", "mark"}:
+            raise ConfigError(f"{self._spec}: destination {address}: unknown in {[*fields]}")
+        changed = check_destination(replace(self._members[endpoint], **fields), self._spec)
+        self._edit(endpoint, changed)
 
     def remove(self, address: str, port: int) -> None:
         """Remove a destination. Its TCP connections go on until they end. NotFoundError."""
@@ -78,6 +90,10 @@ class VirtualService:
     def _insert(self, endpoint: Endpoint, member: DestinationSpec) -> None:
         self._members[endpoint] = member
         self._edits.append(("add", endpoint, member.weight))
+
+    def _edit(self, endpoint: Endpoint, member: DestinationSpec) -> None:
+        self._members[endpoint] = member
+        self._edits.append(("edit", endpoint, member.weight))
 
     def _endpoint(self, address: str, port: int) -> Endpoint:
         endpoint = (check_address(address, f"{self._spec}: destination").text, port)
@@ -102,7 +118,7 @@ class VirtualService:
             if have is None:
                 self._insert(endpoint, member)
             elif have != member:
-                self.update(*endpoint, weight=member.weight)
+                self._edit(endpoint, member)
 
 
 class Transaction:

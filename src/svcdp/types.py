@@ -20,8 +20,11 @@ __all__ = [
     "Protocol",
     "Reason",
     "ServiceSpec",
+    "Settings",
     "SourceRule",
+    "TunnelSpec",
     "Verdict",
+    "fwmark_key",
 ]
 
 
@@ -53,11 +56,23 @@ class Reason(enum.IntEnum):
     FRAGMENT = 13
     PROTOCOL = 14
     NOT_IP = 15
+    TIME_EXCEEDED = 16
+    TOO_BIG = 17
+    OVERLOAD = 18
+    NO_CALL_ID = 19
+    DESTINATION_GONE = 20
+    BYPASS = 21
+    NO_HEADROOM = 22
+    CHECKSUM = 23
 
 
 class Protocol(enum.IntEnum):
-    """Transport protocols a service can have, by IP protocol number."""
+    """What a service can have as protocol, by IP protocol number.
 
+    ``fwmark`` stands for every packet with a firewall mark, whatever its protocol and port.
+    """
+
+    FWMARK = 0
     TCP = 6
     UDP = 17
     SCTP = 132
@@ -94,13 +109,40 @@ def _endpoint(address: str, port: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelSpec:
+    """How packets are wrapped for a destination of method ``tunnel``.
+
+    ``source`` is the outer source address, of the destination's family. ``port`` is GUE's UDP
+    port. ``checksum`` asks for the one that GRE and GUE can do without.
+    """
+
+    type: Literal["ipip", "gre", "gue"] = "ipip"
+    source: str = ""
+    port: int = 0
+    checksum: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DestinationSpec:
-    """One real server of a service. ``weight`` 0 quiesces it: no new connections."""
+    """One real server of a service. ``weight`` 0 quiesces it: no new connections.
+
+    ``port`` 0 keeps the packet's. Methods ``tunnel``, ``dr`` and ``local`` never change a port:
+    theirs is that of the service, or 0.
+    At ``upper`` connections (0: no bound) the destination is overloaded and schedulers avoid
+    it, until there are less than ``lower`` of them (0: three quarters of ``upper``).
+    ``mtu`` is that of the path to it in bytes (0: packets are not checked). ``mark`` is or'ed
+    into the firewall mark of the packets sent to it: for policy routes.
+    """
 
     address: str
     port: int
     weight: int = 1
     method: str = "masq"
+    upper: int = 0
+    lower: int = 0
+    tunnel: TunnelSpec | None = None
+    mtu: int = 0
+    mark: int = 0
 
 
 class Destination(typing.Protocol):
@@ -124,23 +166,42 @@ class SourceRule:
 
     A service has an ordered list of these; the first whose ``sources`` (CIDRs;
     empty means any) hold the client's address decides. A client that no rule
-    admits is dropped (``Reason.SOURCE_RANGE``).
+    admits is dropped (``Reason.SOURCE_RANGE``). When there is nobody to serve it,
+    a client is told by a TCP reset or ICMP ("reject"), by ICMP port unreachable for
+    TCP too ("unreachable", as kube-proxy and IPVS do), or not at all ("drop").
     """
 
     sources: tuple[str, ...] = ()
     masquerade: bool = False
-    on_empty: Literal["reject", "drop"] = "reject"
+    on_empty: Literal["reject", "unreachable", "drop"] = "reject"
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
     """One virtual service: an address, port and protocol, and who serves it.
 
+    ``port`` 0 is every port of the address; ``last_port`` makes a range of ports. The most
+    special service of an address gets the packet; ranges of one address must not overlap. With
+    protocol ``fwmark``, ``port`` is a firewall mark and ``address`` the unspecified address of
+    the IP family: see `fwmark_key`.
+    ``scheduler_flags`` are sh-port, sh-fallback, mh-port and mh-fallback; ``mh_table_size`` is
+    a prime from 251 to 655373.
+
     ``persistence`` is the affinity timeout in seconds (None: off). Services that
     share a non-empty ``persistence_group`` share their affinity (kube-proxy keys
-    it by service port, not by the address that was dialled).
+    it by service port, not by the address that was dialled). Clients that agree in the first
+    ``persistence_netmask`` bits of their address are one client; ``persistence_engine`` "sip"
+    binds calls (Call-ID, RFC 3261) instead of clients.
+    ``one_packet`` schedules each UDP datagram by itself.
+    ``timeouts`` are (state, seconds) that replace the dataplane's.
+    ``on_removal`` says what becomes of connections whose destination is removed: they go on
+    until they end ("drain"; UDP, which has no end, is scheduled anew), they are forgotten
+    ("expire"), or their packets are dropped ("drop"; what IPVS does by default).
+
     ``masquerade_address`` is the source address given to masqueraded connections;
     where it is set, a client that would reach itself (hairpin) is masqueraded too.
+    ``mss_clamp`` lowers the MSS that TCP peers offer to what fits into the tunnel.
+    ``helper`` "ftp" follows the data connections of FTP (masq only).
     ``name`` is for people: it appears in listings and in ``explain()``.
     """
 
@@ -154,6 +215,16 @@ class ServiceSpec:
     rules: tuple[SourceRule, ...] = (SourceRule(),)
     masquerade_address: str | None = None
     name: str = ""
+    last_port: int = 0
+    scheduler_flags: tuple[str, ...] = ()
+    mh_table_size: int = 65537
+    persistence_netmask: int | None = None
+    persistence_engine: str = ""
+    one_packet: bool = False
+    timeouts: tuple[tuple[str, float], ...] = ()
+    on_removal: Literal["drain", "expire", "drop"] = "drain"
+    mss_clamp: bool = False
+    helper: str = ""
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -161,4 +232,43 @@ class ServiceSpec:
         return (self.address, self.port, self.protocol)
 
     def __str__(self) -> str:
-        return self.name or f"{_endpoint(self.address, self.port)}/{self.protocol}"
+        if self.name:
+            return self.name
+        if self.protocol == "fwmark":
+            return f"fwmark {self.port} (IPv{6 if ':' in self.address else 4})"
+        last = f"-{self.last_port}" if self.last_port else ""
+        return f"{_endpoint(self.address, self.port)}{last}/{self.protocol}"
+
+
+def fwmark_key(mark: int, version: Literal[4, 6] = 4) -> tuple[str, int, str]:
+    """The key of the service of all packets with a firewall mark, in one IP family."""
+    return ("0.0.0.0" if version == 4 else "::", mark, "fwmark")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a dataplane treats packets; the names are those of IPVS's sysctls where it has one.
+
+    Not IPVS's: ``decrement_ttl`` is for a dataplane that is itself the router, as IPVS is: it
+    lowers TTLs and answers "time exceeded". Leave it off where a kernel forwards what comes
+    out. (A tunnel lowers the inner TTL in any case.)
+
+    ``drop_entry`` and ``drop_packet`` are what to do under load: 0 nothing, 1 act while the
+    connection table is nearly full, 3 act always. Acting means to forget half-open connections,
+    and to drop one in ``am_droprate`` of the packets that would open one.
+    ``answer_rate`` bounds the resets and ICMP messages sent a second and worker (0: no bound).
+    """
+
+    conn_reuse_mode: int = 1
+    expire_quiescent_template: bool = False
+    sloppy_tcp: bool = False
+    sloppy_sctp: bool = False
+    secure_tcp: bool = False
+    schedule_icmp: bool = False
+    cache_bypass: bool = False
+    drop_entry: int = 0
+    drop_packet: int = 0
+    am_droprate: int = 10
+    pmtu_disc: bool = True
+    decrement_ttl: bool = False
+    answer_rate: int = 1000

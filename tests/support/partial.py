@@ -21,9 +21,9 @@ class Packet(ctypes.Structure):
         ("flags", ctypes.c_uint16),
         ("verdict", ctypes.c_uint8),
         ("reason", ctypes.c_uint8),
-        ("reserved", ctypes.c_uint16),
+        ("answer", ctypes.c_uint16),
         ("destination", ctypes.c_uint32),
-        ("reserved2", ctypes.c_uint32),
+        ("answer_mtu", ctypes.c_uint32),
     )
 
 

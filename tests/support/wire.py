@@ -12,6 +12,8 @@ NAMES = {number: name for name, number in NUMBERS.items()}
 FLAGS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16}
 #: Where the checksum is in the transport header.
 CHECKSUM_AT = {TCP: 16, UDP: 6, ICMP: 2, ICMP6: 2}
+#: What begins an SCTP association (RFC 9260, 3.3.2).
+INIT_CHUNK = struct.pack("!BBHIIHHI", 1, 0, 20, 7, 65535, 1, 1, 1)
 
 
 class Wire(NamedTuple):
@@ -95,7 +97,8 @@ def packet(
     flags: str = "S",
     payload: bytes = b"",
 ) -> bytearray:
-    """A packet of a flow; ``flags`` (letters of ``FLAGS``) are TCP's."""
+    """A packet of a flow; ``flags`` (letters of ``FLAGS``) are TCP's. SCTP begins an association
+    where there is no payload."""
     ports = struct.pack("!HH", source_port, destination_port)
     if protocol == "tcp":
         bits = sum(FLAGS[flag] for flag in flags)
@@ -104,7 +107,7 @@ def packet(
         transport = ports + struct.pack("!HH", 8 + len(payload), 0)
     else:
         transport = ports + struct.pack("!II", 7, 0)
-        payload = payload or struct.pack("!BBHI", 10, 0, 8, 1)
+        payload = payload or INIT_CHUNK
     return ip(source, destination, NUMBERS[protocol], transport + payload)
 
 

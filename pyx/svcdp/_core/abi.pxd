@@ -26,11 +26,26 @@ cdef extern from "svcdp/abi.h" nogil:
         SVCDP_REASON_FRAGMENT
         SVCDP_REASON_PROTOCOL
         SVCDP_REASON_NOT_IP
+        SVCDP_REASON_TIME_EXCEEDED
+        SVCDP_REASON_TOO_BIG
+        SVCDP_REASON_OVERLOAD
+        SVCDP_REASON_NO_CALL_ID
+        SVCDP_REASON_DESTINATION_GONE
+        SVCDP_REASON_BYPASS
+        SVCDP_REASON_NO_HEADROOM
+        SVCDP_REASON_CHECKSUM
         SVCDP_REASON_COUNT
+
+    enum:
+        SVCDP_ANSWER_DEFAULT
+        SVCDP_ANSWER_UNREACHABLE
+        SVCDP_ANSWER_TIME_EXCEEDED
+        SVCDP_ANSWER_TOO_BIG
 
     enum:
         SVCDP_PACKET_CSUM_PARTIAL
         SVCDP_PACKET_CHANGED
+        SVCDP_PACKET_NEXT_HOP
 
     enum:
         SVCDP_ANSWER_MAX
@@ -43,4 +58,6 @@ cdef extern from "svcdp/abi.h" nogil:
         uint16_t flags
         uint8_t verdict
         uint8_t reason
+        uint16_t answer
         uint32_t destination
+        uint32_t answer_mtu

@@ -2,7 +2,7 @@
 #
 # The spin lock guards a few dozen instructions at most, is never held across a call into
 # Python, and yields the processor when its holder seems to have lost it.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from * nogil:
     """
@@ -51,6 +51,7 @@ cdef extern from * nogil:
     #endif
     """
     uint8_t load_u8 "svcdp_load"(const uint8_t *p)
+    uint16_t load_u16 "svcdp_load"(const uint16_t *p)
     uint32_t load_u32 "svcdp_load"(const uint32_t *p)
     uint32_t load_acquire_u32 "svcdp_load_acquire"(const uint32_t *p)
     uint64_t load_u64 "svcdp_load"(const uint64_t *p)
@@ -61,6 +62,7 @@ cdef extern from * nogil:
     void *load_ordered_ptr "svcdp_load_ordered"(void **p)
     uint64_t add_ordered_u64 "svcdp_add_ordered"(uint64_t *p, uint64_t v)
     void store_u8 "svcdp_store"(uint8_t *p, uint8_t v)
+    void store_u32 "svcdp_store"(uint32_t *p, uint32_t v)
     void store_i64 "svcdp_store"(int64_t *p, int64_t v)
     void store_release_u32 "svcdp_store_release"(uint32_t *p, uint32_t v)
     void store_release_u64 "svcdp_store_release"(uint64_t *p, uint64_t v)

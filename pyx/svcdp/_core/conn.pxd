@@ -13,7 +13,8 @@
 # by its maker. A removal moves slots, so a reader that found nothing asks the
 # stripe's sequence number whether it may believe that.
 #
-# Persistence templates are records too, of CONN_TEMPLATE as protocol, with one slot.
+# Persistence templates are records too, of CONN_TEMPLATE as protocol, with a slot for the client's
+# direction only. One-packet connections (CONN_ONE_WAY) have one for their replies only.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from svcdp._core.atomic cimport *
@@ -33,6 +34,22 @@ cdef enum:
 
     # Conn.flags
     CONN_MASQUERADE = 1
+    CONN_METHOD = 14           # METHOD_TUNNEL and so on, << CONN_METHOD_SHIFT
+    CONN_METHOD_SHIFT = 1
+    CONN_IN_ONLY = 16          # of tunnel and dr, until a reply is seen
+    CONN_ONE_WAY = 32          # one-packet scheduling: a slot for replies only
+    CONN_NO_CLIENT_PORT = 64   # expected from whatever port of the client (FTP)
+    CONN_SYNCED = 128          # made by a message of the sync protocol
+    CONN_WATCHED = 256         # each packet looks whether the destination was removed
+    CONN_ROUTED = 512          # the destination has a mark or an MTU
+    CONN_CLAMP = 1024          # the MSS of SYNs is bounded
+    CONN_HELPED = 2048         # the control connection of a helper (FTP)
+
+    # What makes a packet of the client more than NAT.
+    CONN_UNUSUAL = CONN_METHOD | CONN_ROUTED | CONN_CLAMP | CONN_HELPED
+
+    # Conn.state of a template: a connection of it was established.
+    TEMPLATE_ASSURED = 1
 
     # Addresses of a connection, in record order.
     CLIENT = 0
@@ -53,7 +70,7 @@ cdef struct Conn:
     uint8_t lock
     uint8_t protocol
     uint8_t state
-    uint8_t flags
+    uint8_t timeouts           # class of timeouts
     uint32_t destination       # id; of a free record the next free one
     int64_t deadline           # ns, on the caller's clock
     uint16_t client_port       # ports in wire order
@@ -62,7 +79,12 @@ cdef struct Conn:
     uint16_t source_port
     uint16_t ip_delta          # checksum deltas of the client's direction
     uint16_t transport_delta
-    uint32_t packets           # from the client
+    uint32_t packets           # from the client; of a template the connections that hang on it
+    uint32_t control           # record of the template, 0: none
+    uint16_t flags
+    uint16_t reserved
+    uint32_t fwmark            # of the service, 0: none
+    uint32_t extra             # record of what a helper knows, 0: none
     # The four addresses follow, of 1 or 4 words each.
 
 cdef struct Stripe:
@@ -92,6 +114,20 @@ cdef struct Table:
 
 cdef inline uint8_t *address_of(Conn *conn, uint32_t which, uint32_t words) noexcept nogil:
     return <uint8_t *>conn + sizeof(Conn) + 4 * words * which
+
+
+cdef inline uint32_t method_of(const Conn *conn) noexcept nogil:
+    return (conn.flags & CONN_METHOD) >> CONN_METHOD_SHIFT
+
+
+cdef inline bint has_both(const Conn *conn) noexcept nogil:
+    """Whether both directions have a slot."""
+    return conn.protocol != CONN_TEMPLATE and not conn.flags & CONN_ONE_WAY
+
+
+cdef inline uint32_t first_direction(const Conn *conn) noexcept nogil:
+    """The direction that always has a slot."""
+    return FROM_DESTINATION if conn.flags & CONN_ONE_WAY else FROM_CLIENT
 
 
 cdef inline uint32_t pool_of(uint32_t words) noexcept nogil:
@@ -326,6 +362,25 @@ cdef inline void release(Table *table, Conn *conn, uint32_t words) noexcept nogi
     add_u32(&table.count, <uint32_t>-1)
 
 
+cdef inline void flow_view(
+    Conn *conn, uint32_t direction, uint32_t words, uint64_t hash, View *view
+) noexcept nogil:
+    """What to look a connection's direction up by; the view points into the record."""
+    view.words = <uint8_t>words
+    view.protocol = conn.protocol
+    view.hash = hash
+    if direction == FROM_CLIENT:
+        view.source = address_of(conn, CLIENT, words)
+        view.destination = address_of(conn, VIRTUAL, words)
+        view.source_port = conn.client_port
+        view.destination_port = conn.virtual_port
+    else:
+        view.source = address_of(conn, REAL, words)
+        view.destination = address_of(conn, SOURCE, words)
+        view.source_port = conn.real_port
+        view.destination_port = conn.source_port
+
+
 cdef inline uint32_t insert(
     Table *table, Conn *conn, uint32_t words, Conn **other
 ) noexcept nogil:
@@ -335,47 +390,38 @@ cdef inline uint32_t insert(
     itself. The caller holds `conn` locked, which no slot names: nobody who waits for it holds a
     stripe.
     """
-    cdef bint both = conn.protocol != CONN_TEMPLATE
+    cdef bint both = has_both(conn)
+    cdef uint32_t first = first_direction(conn)
     # From the record, as remove() will compute it: the packet may have been changed since it was
     # hashed, by whoever else has its buffer.
-    cdef uint64_t there = conn_hash(table, conn, words, FROM_CLIENT)
+    cdef uint64_t there = conn_hash(table, conn, words, first)
     cdef uint64_t back = conn_hash(table, conn, words, FROM_DESTINATION) if both else there
     cdef uint32_t index = index_of(table, conn, words)
     cdef uint32_t outcome = INSERTED
     cdef uint32_t direction = 0
     cdef View view
-    view.words = words
-    view.protocol = conn.protocol
-    view.hash = there
-    view.source = address_of(conn, CLIENT, words)
-    view.destination = address_of(conn, VIRTUAL, words)
-    view.source_port = conn.client_port
-    view.destination_port = conn.virtual_port
     if both and there == back:
         # Hairpin to the very address and port it came from: its own reply.
         other[0] = NULL
         return CLASH
+    flow_view(conn, first, words, there, &view)
     prefetch(&table.slots[<uint32_t>back & table.mask])
     lock_stripes(table, there, back)
     other[0] = probe(table, &view, &direction)
     if other[0] is not NULL:
         # A flow from the client that is some connection's reply is the destination's own.
-        outcome = KNOWN if direction == FROM_CLIENT else CLASH
+        outcome = KNOWN if direction == first else CLASH
     elif both:
-        view.hash = back
-        view.source = address_of(conn, REAL, words)
-        view.destination = address_of(conn, SOURCE, words)
-        view.source_port = conn.real_port
-        view.destination_port = conn.source_port
+        flow_view(conn, FROM_DESTINATION, words, back, &view)
         other[0] = probe(table, &view, &direction)
         if other[0] is not NULL:
             outcome = CLASH
     if outcome == INSERTED:
         if has_room(table, there) and has_room(table, back):
-            put_slot(table, there, make_slot(there, index, words, FROM_CLIENT))
+            put_slot(table, there, make_slot(there, index, words, first))
             if both:
                 put_slot(table, back, make_slot(back, index, words, FROM_DESTINATION))
-            else:
+            elif conn.protocol == CONN_TEMPLATE:
                 add_u32(&table.templates, 1)
         else:
             outcome = FULL
@@ -391,13 +437,15 @@ cdef inline bint remove(
     """
     cdef uint64_t there, back
     cdef uint32_t index = index_of(table, conn, words)
+    cdef uint32_t first
     cdef bint both, mine = False
     spin_lock(&conn.lock)
     if conn.protocol == CONN_FREE or conn.deadline > before:
         spin_unlock(&conn.lock)
         return False
-    both = conn.protocol != CONN_TEMPLATE
-    there = conn_hash(table, conn, words, FROM_CLIENT)
+    both = has_both(conn)
+    first = first_direction(conn)
+    there = conn_hash(table, conn, words, first)
     back = conn_hash(table, conn, words, FROM_DESTINATION) if both else there
     spin_unlock(&conn.lock)
     # Stripes come before records, so look again once they are held. Who holds the record now
@@ -408,20 +456,20 @@ cdef inline bint remove(
         return False
     if (
         conn.protocol != CONN_FREE and conn.deadline <= before
-        and both == (conn.protocol != CONN_TEMPLATE)
-        and conn_hash(table, conn, words, FROM_CLIENT) == there
+        and both == has_both(conn) and first == first_direction(conn)
+        and conn_hash(table, conn, words, first) == there
         and (not both or conn_hash(table, conn, words, FROM_DESTINATION) == back)
     ):
         mine = True
         was[0] = conn[0]
-        drop_slot(table, there, make_slot(there, index, words, FROM_CLIENT))
+        drop_slot(table, there, make_slot(there, index, words, first))
         if both:
             drop_slot(table, back, make_slot(back, index, words, FROM_DESTINATION))
         store_u8(&conn.protocol, CONN_FREE)
     spin_unlock(&conn.lock)
     unlock_stripes(table, there, back)
     if mine:
-        if not both:
+        if was.protocol == CONN_TEMPLATE:
             add_u32(&table.templates, <uint32_t>-1)
         release(table, conn, words)
     return mine

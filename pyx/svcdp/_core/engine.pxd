@@ -2,8 +2,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from svcdp._core.abi cimport svcdp_packet
 from svcdp._core.batch cimport PacketBatch
-from svcdp._core.path cimport Engine, Worker
-from svcdp._core.service cimport Service
+from svcdp._core.conn cimport Conn
+from svcdp._core.service cimport DestConfig, Service
+from svcdp._core.worker cimport Engine, Worker
 
 
 cdef struct Retired:
@@ -20,6 +21,7 @@ cdef class Core:
     cdef Retired *retired          # freed when no packet can see them
     cdef dict choosers             # address of Service -> (chooser, candidates)
     cdef list free_ids             # of destinations
+    cdef dict configs              # id of destination -> what its DestConfig was made of
     cdef set draining              # ids of removed destinations that connections still use
     cdef uint32_t next_id
     cdef uint32_t worker_count
@@ -52,6 +54,9 @@ cdef class Core:
     cdef int64_t time_of(self, object now) except -1
     cdef bytes process_contiguous(self, PacketBatch batch, int64_t now)
     cdef bytes process_buffers(self, object buffers, int64_t now)
-    cdef void process_one(self, svcdp_packet *packet, object now) except *
-    cdef Service *find_service(self, bytes address, uint16_t port, uint8_t protocol)
+    cdef void process_one(self, svcdp_packet *packet, int64_t now) noexcept
+    cdef Service *find_service(self, object record) except? NULL
+    cdef list new_configs(self, list services)
+    cdef void publish_destination(self, Service *service, object record) noexcept
+    cdef tuple describe(self, Conn *conn, uint32_t words)
     cdef tuple connection_row(self, uint32_t pool, uint32_t index)

@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 from svcdp._core.answer cimport answer
 from svcdp._core.batch cimport PacketBatch
 from svcdp._core.conn cimport table_free, table_init
-from svcdp._core.memory cimport load32, ntohs
+from svcdp._core.memory cimport htonl, load32, ntohs
 from svcdp._core.path cimport *
 from svcdp._core.sched cimport advance
 from svcdp._core.service cimport service_free, service_new
@@ -38,8 +38,13 @@ cdef tuple REASONS = tuple(Reason)
 cdef dict PROTOCOLS = {PROTOCOL_TCP: "tcp", PROTOCOL_UDP: "udp", PROTOCOL_SCTP: "sctp"}
 STATES = (
     "NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE",
-    "CLOSE_WAIT", "LAST_ACK", "LISTEN", "SYNACK", "UDP", "SCTP",
+    "CLOSE_WAIT", "LAST_ACK", "LISTEN", "SYNACK", "UDP", "SCTP_NONE", "SCTP_INIT1", "SCTP_INIT",
+    "SCTP_COOKIE_SENT", "SCTP_COOKIE_REPLIED", "SCTP_COOKIE_WAIT", "SCTP_COOKIE",
+    "SCTP_COOKIE_ECHOED", "SCTP_ESTABLISHED", "SCTP_SHUTDOWN_SENT", "SCTP_SHUTDOWN_RECEIVED",
+    "SCTP_SHUTDOWN_ACK_SENT", "SCTP_REJECTED", "SCTP_CLOSED",
 )
+
+METHODS = ("masq", "local", "tunnel", "dr", "bypass")
 
 # ns; no timeout added to it overflows.
 cdef int64_t TIME_MAX = <int64_t>1 << 62
@@ -148,6 +153,9 @@ cdef class Result:
     cdef uint8_t hop_words
     cdef uint8_t verdict_code
     cdef uint8_t reason_code
+    cdef Py_ssize_t start      # of the packet in the buffer
+    cdef Py_ssize_t end
+    cdef readonly uint32_t mark
 
     @property
     def verdict(self):
@@ -164,11 +172,15 @@ cdef class Result:
         """What to send: a view of the caller's buffer (PASS, FORWARD), the answer (REJECT), or
         None when there is nothing to send.
         """
-        return None if self.buffer is None else memoryview(self.buffer)
+        if self.buffer is None:
+            return None
+        return memoryview(self.buffer).cast("B")[self.start:self.end]
 
     @property
     def next_hop(self):
-        """Where a forwarded packet goes: the destination's or the client's address, else None."""
+        """Where a forwarded packet goes: the destination's (behind a tunnel, its other end's) or
+        the client's address, else None.
+        """
         if not self.hop_words:
             return None
         return format_address(self.hop, self.hop_words)
@@ -201,6 +213,7 @@ cdef class Core:
         cdef int i
         self.choosers = {}
         self.free_ids = []
+        self.configs = {}
         self.draining = set()
         self.next_id = 1
         self.seed = seed
@@ -218,11 +231,16 @@ cdef class Core:
         self.engine.port_first = port_first
         self.engine.port_count = port_last - port_first + 1
         self.engine.choose = &choose_python
-        for i in range(STATE_COUNT):
-            self.engine.timeouts[i] = timeouts[i]
+        self.set_timeouts(0, timeouts)
+        # Of connections that have no destination.
+        self.reserve_destination(0)
+        dest_of(&self.engine.destinations, 0).config = <DestConfig *>calloc(
+            1, sizeof(DestConfig))
+        if dest_of(&self.engine.destinations, 0).config is NULL:
+            raise MemoryError("cannot allocate the core")
 
     def __dealloc__(self):
-        cdef uint32_t i
+        cdef uint32_t i, j
         cdef Worker *worker
         cdef Retired *item
         if self.engine is NULL:
@@ -248,6 +266,10 @@ cdef class Core:
                 free(worker.traffic[i])
             free(worker)
         for i in range(DESTINATION_CHUNKS):
+            if self.engine.destinations.chunks[i] is NULL:
+                break
+            for j in range(DESTINATION_CHUNK):
+                free(self.engine.destinations.chunks[i][j].config)
             free(self.engine.destinations.chunks[i])
         table_free(&self.engine.table)
         free(self.engine)
@@ -307,17 +329,17 @@ cdef class Core:
             raise ValueError(f"now must be ns from 0 to 2^62, not {time}")
         return time
 
-    cdef void process_one(self, svcdp_packet *packet, object now) except *:
-        cdef int64_t time = self.time_of(now)
+    cdef void process_one(self, svcdp_packet *packet, int64_t now) noexcept:
         cdef Worker *worker = self.worker_acquire()
-        run(self.engine, worker, packet, 1, time)
+        run(self.engine, worker, packet, 1, now)
         self.worker_release(worker)
 
-    def process(self, buffer, now=None):
+    def process(self, buffer, now=None, *, uint16_t headroom=0, uint32_t mark=0):
         """Route one IP packet, rewriting it in place.
 
-        `buffer`: a writable buffer that holds one IP packet from its first byte on; bytes behind
-        the IP packet are ignored. `now`: ns on the dataplane's clock; read from it when None.
+        `buffer`: a writable buffer that holds `headroom` free bytes (for a tunnel's headers) and
+        then one IP packet; bytes behind the IP packet are ignored. `now`: ns on the dataplane's
+        clock; read from it when None. `mark`: the packet's firewall mark.
         Returns a Result. Never raises because of what the packet contains; BufferError or
         TypeError when the buffer is not writable and contiguous.
         """
@@ -327,33 +349,45 @@ cdef class Core:
         cdef uint32_t length
         cdef Result result
         cdef Dest *state
+        cdef int64_t time = self.time_of(now)
         memset(&packet, 0, sizeof(packet))
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         try:
-            packet.data = <uint8_t *>view.buf
-            packet.len = <uint32_t>min(view.len, <Py_ssize_t>0xffffffff)
-            self.process_one(&packet, now)
+            if view.len < headroom:
+                raise ValueError(f"a buffer of {view.len} bytes has no headroom of {headroom}")
+            packet.data = <uint8_t *>view.buf + headroom
+            packet.len = <uint32_t>min(view.len - headroom, <Py_ssize_t>0xffffffff)
+            packet.headroom = headroom
+            packet.mark = mark
+            self.process_one(&packet, time)
             result = Result.__new__(Result)
             result.verdict_code = packet.verdict
             result.reason_code = packet.reason
+            result.mark = packet.mark
             if packet.destination:
                 # Copied: the id may name another destination by the time that somebody asks.
                 state = dest_of(&self.engine.destinations, packet.destination)
                 result.real_words = state.words
                 result.real_port = state.port
                 memcpy(result.real, state.address, 4 * state.words)
-            if packet.verdict == SVCDP_VERDICT_PASS:
+            if packet.verdict == SVCDP_VERDICT_PASS or packet.verdict == SVCDP_VERDICT_FORWARD:
                 result.buffer = buffer
-            elif packet.verdict == SVCDP_VERDICT_FORWARD:
-                result.buffer = buffer
-                result.hop_words = 1 if packet.data[0] >> 4 == 4 else 4
-                memcpy(
-                    result.hop, packet.data + (16 if result.hop_words == 1 else 24),
-                    4 * result.hop_words)
+                result.start = packet.data - <uint8_t *>view.buf
+                result.end = result.start + packet.len
+            if packet.verdict == SVCDP_VERDICT_FORWARD:
+                if packet.flags & SVCDP_PACKET_NEXT_HOP:
+                    result.hop_words = result.real_words
+                    memcpy(result.hop, result.real, 16)
+                else:
+                    result.hop_words = 1 if packet.data[0] >> 4 == 4 else 4
+                    memcpy(
+                        result.hop, packet.data + (16 if result.hop_words == 1 else 24),
+                        4 * result.hop_words)
             elif packet.verdict == SVCDP_VERDICT_REJECT:
                 length = answer(packet.data, packet.len, out, sizeof(out))
                 if length:
                     result.buffer = PyBytes_FromStringAndSize(<char *>out, length)
+                    result.end = length
         finally:
             PyBuffer_Release(&view)
         return result
@@ -479,16 +513,21 @@ cdef class Core:
         cdef Destination result = Destination.__new__(Destination)
         cdef uint32_t id = self.free_ids.pop() if self.free_ids else self.next_id
         cdef Dest *state
+        cdef DestConfig *config
         cdef Worker *worker = self.workers
         self.reserve_destination(id)
         if id == self.next_id:
             self.next_id += 1
         state = dest_of(&self.engine.destinations, id)
+        config = state.config
         memset(state, 0, sizeof(Dest))
+        # What the id had before is freed when it gets another one.
+        state.config = config
         memcpy(state.address, PyBytes_AS_STRING(address), PyBytes_GET_SIZE(address))
         state.id = id
         state.words = <uint8_t>(PyBytes_GET_SIZE(address) // 4)
         state.port = htons(port)
+        self.configs.pop(id, None)
         while worker is not NULL:
             memset(&worker.traffic[id // DESTINATION_CHUNK][id % DESTINATION_CHUNK], 0,
                    sizeof(Traffic))
@@ -502,6 +541,74 @@ cdef class Core:
         """Take back new destinations that no service came to name."""
         self.free_ids += ids
 
+    def set_timeouts(self, uint8_t number, list timeouts):
+        """Timeouts of a class, in ns by state. Connections take them up with their next packet."""
+        cdef uint32_t i
+        for i in range(STATE_COUNT):
+            store_i64(&self.engine.timeouts[number][i], timeouts[i])
+
+    def set_settings(self, settings):
+        """Take what svcdp.Settings says, checked by the caller."""
+        cdef Settings *target = &self.engine.settings
+        target.conn_reuse_mode = settings.conn_reuse_mode
+        target.expire_quiescent_template = settings.expire_quiescent_template
+        target.sloppy_tcp = settings.sloppy_tcp
+        target.sloppy_sctp = settings.sloppy_sctp
+        target.secure_tcp = settings.secure_tcp
+        target.schedule_icmp = settings.schedule_icmp
+        target.cache_bypass = settings.cache_bypass
+        target.drop_entry = settings.drop_entry
+        target.drop_packet = settings.drop_packet
+        target.pmtu_disc = settings.pmtu_disc
+        target.decrement_ttl = settings.decrement_ttl
+        target.am_droprate = settings.am_droprate
+        target.answer_rate = settings.answer_rate
+        # Load is looked at with the next packet.
+        store_i64(&self.engine.second, 0)
+
+    cdef list new_configs(self, list services):
+        """[(id, address of a new DestConfig, what it was made of)] for destinations that are new
+        or that change.
+        """
+        cdef DestConfig *config
+        cdef list made = []
+        try:
+            for record, _ in services:
+                for id, _, _, _, wanted in record.members:
+                    if self.configs.get(id) == wanted:
+                        continue
+                    config = <DestConfig *>calloc(1, sizeof(DestConfig))
+                    if config is NULL:
+                        raise MemoryError("cannot allocate destinations")
+                    made.append((id, <uintptr_t>config, wanted))
+                    method, tunnel_type, checksum, port, source, mtu, mark = wanted
+                    config.method = method
+                    config.tunnel_type = tunnel_type
+                    config.tunnel_checksum = checksum
+                    config.tunnel_port = htons(port)
+                    config.source_words = <uint8_t>(len(source) // 4)
+                    memcpy(config.tunnel_source, PyBytes_AS_STRING(source), min(len(source), 16))
+                    config.mtu = mtu
+                    config.mark = mark
+        except BaseException:
+            for _, pointer, _ in made:
+                free(<void *><uintptr_t>pointer)
+            raise
+        return made
+
+    cdef void publish_destination(self, Service *service, object record) noexcept:
+        """What changes at once, for all connections of a service's destinations."""
+        cdef uint32_t i
+        cdef Dest *target
+        for i in range(service.member_count):
+            target = service.members[i].destination
+            _, weight, upper, lower, _ = record.members[i]
+            store_u32(&target.weight, weight)
+            store_u32(&target.upper, upper)
+            store_u32(&target.lower, lower)
+            store_u8(&target.on_removal, service.on_removal)
+            reconsider(target)
+
     def commit(self, list services, list removed, list removed_ids, list restored_ids):
         """Publish a change; packets see all of it or nothing.
 
@@ -512,35 +619,41 @@ cdef class Core:
         cdef list added = []
         cdef list outgoing = []
         cdef list replaced = []
+        cdef list configs = []
         cdef Service *service
         cdef Service *before
         cdef Snapshot *snapshot
         cdef uint64_t epoch
         cdef Snapshot *old = self.engine.snapshot
         try:
+            configs = self.new_configs(services)
             for record, edits in services:
                 service = service_new(record, &self.engine.destinations)
                 added.append(<uintptr_t>service)
                 if record.chooser is not None:
                     self.choosers[<uintptr_t>service] = (record.chooser, record.candidates)
-                service.hash = service_hash(
-                    &self.engine.table.key, service.address, service.words, service.port,
-                    service.protocol)
-                before = shard_find(
-                    shard_of(old, service.hash), service.hash, service.address, service.words,
-                    service.port, service.protocol)
+                before = self.find_service(record)
                 if before is not NULL:
                     outgoing.append(<uintptr_t>before)
                 advance(service, edits, before)
             for record in removed:
-                before = self.find_service(record.address, record.port, record.protocol)
+                before = self.find_service(record)
                 if before is not NULL:
                     outgoing.append(<uintptr_t>before)
-            snapshot = snapshot_next(old, added, outgoing, replaced)
+            snapshot = snapshot_next(&self.engine.table.key, old, added, outgoing, replaced)
         except BaseException:
             for pointer in added:
                 self.drop_service(<Service *><uintptr_t>pointer)
+            for _, pointer, _ in configs:
+                free(<void *><uintptr_t>pointer)
             raise
+        for id, pointer, wanted in configs:
+            replaced.append(<uintptr_t>exchange_ptr(
+                <void **>&dest_of(&self.engine.destinations, id).config,
+                <void *><uintptr_t>pointer))
+            self.configs[id] = wanted
+        for pointer, (record, _) in zip(added, services):
+            self.publish_destination(<Service *><uintptr_t>pointer, record)
         for id in removed_ids:
             dest_of(&self.engine.destinations, id).removed = True
         for id in restored_ids:
@@ -556,13 +669,22 @@ cdef class Core:
         self.retire(old, False, epoch)
         self.reclaim()
 
-    cdef Service *find_service(self, bytes address, uint16_t port, uint8_t protocol):
-        cdef const uint8_t *bytes_ = <const uint8_t *>PyBytes_AS_STRING(address)
-        cdef uint32_t words = <uint32_t>PyBytes_GET_SIZE(address) // 4
-        cdef uint64_t hash = service_hash(
-            &self.engine.table.key, bytes_, words, htons(port), protocol)
-        return shard_find(
-            shard_of(self.engine.snapshot, hash), hash, bytes_, words, htons(port), protocol)
+    cdef Service *find_service(self, object record) except? NULL:
+        """The service of a record's key as it is now, or NULL."""
+        cdef uint8_t address[16]
+        cdef Service *service
+        memset(address, 0, sizeof(address))
+        memcpy(address, PyBytes_AS_STRING(record.address), min(len(record.address), 16))
+        service = block_find(
+            &self.engine.table.key, self.engine.snapshot, address, record.words,
+            htons(record.port), PORT_BITS, record.protocol)
+        if service is NULL:
+            service = wide_find(
+                &self.engine.table.key, self.engine.snapshot, address, record.words,
+                htons(record.port), record.protocol)
+        if service is not NULL and service.first_port != record.port:
+            return NULL
+        return service
 
     cdef void retire(self, void *pointer, bint is_service, uint64_t epoch) noexcept:
         """Have something freed once no packet can see it. Without memory for that it leaks."""
@@ -618,11 +740,13 @@ cdef class Core:
         The others of them may be given to new destinations from now on, so the caller sees to
         it that nobody has plans for one.
         """
+        cdef Dest *target
         self.reclaim()
         # A packet on its way may still make a connection from a retired snapshot.
         if self.retired is NULL:
             for id in [*self.draining]:
-                if load_u32(&dest_of(&self.engine.destinations, id).references) == 0:
+                target = dest_of(&self.engine.destinations, id)
+                if load_u32(&target.references) == 0 and load_u32(&target.held) == 0:
                     self.draining.discard(id)
                     self.free_ids.append(id)
         return frozenset(self.draining)
@@ -675,7 +799,7 @@ cdef class Core:
         """Rows of connections of a family (0: IPv4, 1: IPv6) whose records are `start` and up.
 
         (next start or 0, [(protocol, client, port, virtual, port, real, port, source, port,
-        state, deadline, packets, destination id)]). Looks at `limit` records at most.
+        state, method, fwmark, deadline, packets, destination id)]). Looks at `limit` records at most.
         """
         cdef uint32_t fresh = load_acquire_u32(&self.engine.table.pools[pool].fresh)
         cdef uint32_t end = min(fresh, max(start, 1) + limit)
@@ -696,15 +820,16 @@ cdef class Core:
         conn = <Conn *>copy
         if conn.protocol == CONN_FREE or conn.protocol == CONN_TEMPLATE:
             return None
-        return describe(conn, 4 if pool else 1)
+        return self.describe(conn, 4 if pool else 1)
 
     def inspect(
         self, uint8_t protocol, bytes source, uint16_t source_port, bytes destination,
-        uint16_t destination_port, int64_t now,
+        uint16_t destination_port, uint32_t mark, int64_t now,
     ):
         """What the tables say of the first packet of a flow (TCP: a SYN); nothing changes.
 
         (row of its connection or None, whether the flow is the reply of that connection,
+        key of the service (address or None for a fwmark, port or mark, protocol) or None,
         index of the service's rule that admits the source or -1, index of the member it is
         persistent to or -1), the last two -1 without a service.
         """
@@ -712,9 +837,12 @@ cdef class Core:
         cdef Conn *conn
         cdef Service *service
         cdef const Rule *rule
+        cdef Affinity affinity
         cdef uint32_t direction = FROM_CLIENT
+        cdef int32_t member = -1
         cdef uint8_t copy[RECORD_V6]
         cdef object row = None
+        cdef object key = None
         if PyBytes_GET_SIZE(source) != PyBytes_GET_SIZE(destination):
             raise ValueError("source and destination are of different families")
         memset(&view, 0, sizeof(view))
@@ -731,28 +859,43 @@ cdef class Core:
         conn = find(&self.engine.table, &view, &direction)
         if conn is not NULL:
             memcpy(copy, conn, RECORD_V4 if view.words == 1 else RECORD_V6)
-            usable = is_usable(self.engine, conn, &view, direction, now)
+            usable = judge(self.engine, conn, NULL, &view, direction, now) == USE
             spin_unlock(&conn.lock)
             if usable:
-                row = describe(<Conn *>copy, view.words)
-        service = self.find_service(destination, destination_port, protocol)
+                row = self.describe(<Conn *>copy, view.words)
+        service = service_of(self.engine, self.engine.snapshot, &view, mark)
         if service is NULL:
-            return row, direction == FROM_DESTINATION, -1, -1
+            return row, direction == FROM_DESTINATION, None, -1, -1
+        if service.protocol == PROTOCOL_FWMARK:
+            key = (None, ntohl(load32(service.address)), service.protocol)
+        else:
+            key = (
+                format_address(service.address, service.words), service.first_port,
+                service.protocol)
         rule = rule_for(service, view.source)
-        member = (
-            sticky_member(self.engine, service, view.source, now) if service.persistence else -1)
+        if service.persistence:
+            affinity_of(self.engine, service, &view, &affinity)
+            member = sticky_member(self.engine, service, &affinity, now)
         return (
-            row, direction == FROM_DESTINATION,
+            row, direction == FROM_DESTINATION, key,
             -1 if rule is NULL else <int>(rule - service.rules), member)
 
-
-cdef tuple describe(Conn *conn, uint32_t words):
-    """A connection as Core.connection_rows gives it, from a copy of its record."""
-    return (
-        PROTOCOLS.get(conn.protocol, str(conn.protocol)),
-        format_address(address_of(conn, CLIENT, words), words), ntohs(conn.client_port),
-        format_address(address_of(conn, VIRTUAL, words), words), ntohs(conn.virtual_port),
-        format_address(address_of(conn, REAL, words), words), ntohs(conn.real_port),
-        format_address(address_of(conn, SOURCE, words), words), ntohs(conn.source_port),
-        STATES[conn.state], conn.deadline, conn.packets, conn.destination,
-    )
+    cdef tuple describe(self, Conn *conn, uint32_t words):
+        """A connection as connection_rows() gives it, from a copy of its record."""
+        cdef const Dest *target = dest_of(&self.engine.destinations, conn.destination)
+        cdef uint32_t method = method_of(conn)
+        if method == METHOD_MASQ:
+            real = format_address(address_of(conn, REAL, words), words)
+        elif method == METHOD_BYPASS:
+            real = format_address(address_of(conn, VIRTUAL, words), words)
+        else:
+            real = format_address(target.address, target.words)
+        return (
+            PROTOCOLS.get(conn.protocol, str(conn.protocol)),
+            format_address(address_of(conn, CLIENT, words), words), ntohs(conn.client_port),
+            format_address(address_of(conn, VIRTUAL, words), words), ntohs(conn.virtual_port),
+            real, ntohs(conn.real_port),
+            format_address(address_of(conn, SOURCE, words), words), ntohs(conn.source_port),
+            STATES[conn.state], METHODS[method], conn.fwmark,
+            conn.deadline, conn.packets, conn.destination,
+        )

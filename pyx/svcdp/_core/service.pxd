@@ -14,15 +14,56 @@ cdef enum:
     DESTINATION_CHUNK = 1024
     DESTINATION_CHUNKS = 4096
 
+    # Forwarding methods, as the kernel numbers them (uapi/linux/ip_vs.h).
+    METHOD_MASQ = 0
+    METHOD_LOCAL = 1
+    METHOD_TUNNEL = 2
+    METHOD_DR = 3
+    METHOD_BYPASS = 4          # of a connection only: to where the client meant
+
+    TUNNEL_IPIP = 0
+    TUNNEL_GUE = 1
+    TUNNEL_GRE = 2
+
+    # Service.scheduler_flags: IP_VS_SVC_F_SCHED_SH_FALLBACK and so on, from bit 0
+    SCHEDULER_FALLBACK = 1
+    SCHEDULER_PORT = 2
+
+    # Service.on_removal
+    REMOVAL_DRAIN = 0
+    REMOVAL_EXPIRE = 1
+    REMOVAL_DROP = 2
+
+    ENGINE_NONE = 0
+    ENGINE_SIP = 1
+
+# How packets get to a destination. Never changes: an edit makes another one and swaps it in.
+cdef struct DestConfig:
+    uint8_t method
+    uint8_t tunnel_type
+    uint8_t tunnel_checksum
+    uint8_t source_words       # 32-bit words of the outer source address
+    uint16_t tunnel_port       # wire order
+    uint32_t mtu               # of the path, bytes; 0: unchecked
+    uint32_t mark
+    uint8_t tunnel_source[16]
+
 cdef struct Dest:
     uint8_t address[16]        # the first 4 bytes for IPv4
     uint32_t id
-    uint16_t port              # wire order
+    uint16_t port              # wire order; 0: the packet's
     uint8_t words              # 32-bit words of the address
     uint8_t removed            # no longer in its service; connections may still use it
     int32_t active             # connections, as schedulers count them
     int32_t inactive
     uint32_t references        # connections in the table
+    uint32_t held              # by caches of schedulers
+    uint32_t upper             # connections at which it is overloaded, 0: never
+    uint32_t lower             # and below which it is not any more; 0: 3/4 of upper
+    uint8_t overloaded
+    uint8_t on_removal         # its service's
+    uint32_t weight            # in its service
+    DestConfig *config         # of the destination; freed when no packet can see it
 
 # One per destination and worker, so that counting shares no cache line with other workers.
 cdef struct Traffic:
@@ -36,6 +77,7 @@ cdef struct Member:
     Dest *destination
     uint32_t weight
     uint32_t weight_below      # sum of the weights of the members before this one
+    uint32_t last_weight       # the newest that was not 0
 
 cdef struct Network:
     uint8_t address[16]
@@ -46,6 +88,7 @@ cdef struct Rule:
     uint32_t network_count
     uint8_t masquerade
     uint8_t on_empty           # verdict when there is nobody to serve
+    uint8_t answer             # and svcdp_answer of a rejected packet
 
 # What a scheduler remembers between picks. Belongs to one Service and to its lock.
 cdef struct SchedState:
@@ -56,13 +99,23 @@ cdef struct SchedState:
     int64_t weight_step        # wrr: greatest common divisor of the weights
 
 cdef struct Service:
-    uint64_t hash
-    uint8_t address[16]
-    uint16_t port              # wire order
+    uint8_t address[16]        # of a fwmark service, the mark in network order
+    uint16_t port              # wire order; the first of a range
     uint8_t words
     uint8_t protocol
+    uint16_t first_port        # the same in host order
+    uint16_t last_port
     uint8_t scheduler
+    uint8_t scheduler_flags
+    uint32_t table_size        # mh
     uint8_t has_masquerade
+    uint8_t one_packet
+    uint8_t engine             # persistence engine
+    uint8_t is_ftp             # has the helper for its data connections
+    uint8_t timeouts           # class of timeouts
+    uint8_t on_removal
+    uint8_t mss_clamp
+    uint8_t netmask[16]        # of clients, for persistence
     uint8_t masquerade[16]     # source address of masqueraded connections
     uint32_t affinity          # id of the persistence group
     int64_t persistence        # ns, 0: off

@@ -25,15 +25,18 @@ cdef int copy_bytes(uint8_t *to, bytes source) except -1:
 
 
 cdef int fill_rules(Service *service, tuple rules) except -1:
-    """`rules`: (networks or None, masquerade, on_empty verdict), networks of (address, mask)."""
+    """`rules`: (networks or None, masquerade, on_empty verdict, answer), networks of (address,
+    mask).
+    """
     cdef Rule *rule
     cdef uint32_t i, j
     service.rules = <Rule *>allocate(len(rules), sizeof(Rule))
     service.rule_count = <uint32_t>len(rules)
-    for i, (networks, masquerade, on_empty) in enumerate(rules):
+    for i, (networks, masquerade, on_empty, answer) in enumerate(rules):
         rule = &service.rules[i]
         rule.masquerade = masquerade
         rule.on_empty = on_empty
+        rule.answer = answer
         if networks is None:
             continue
         rule.networks = <Network *>allocate(len(networks), sizeof(Network))
@@ -49,18 +52,29 @@ cdef int fill(Service *service, object record, DestinationTable *destinations) e
     cdef Member *member
     copy_bytes(service.address, record.address)
     service.port = htons(record.port)
-    service.words = len(record.address) // 4
+    service.first_port = record.port
+    service.last_port = record.last_port
+    service.words = record.words
     service.protocol = record.protocol
     service.scheduler = record.scheduler
+    service.scheduler_flags = record.scheduler_flags
+    service.table_size = record.table_size
     service.affinity = record.affinity
     service.persistence = record.persistence
+    copy_bytes(service.netmask, record.netmask)
+    service.engine = record.engine
+    service.one_packet = record.one_packet
+    service.timeouts = record.timeouts
+    service.on_removal = record.on_removal
+    service.mss_clamp = record.mss_clamp
+    service.is_ftp = record.is_ftp
     if record.masquerade is not None:
         service.has_masquerade = True
         copy_bytes(service.masquerade, record.masquerade)
     fill_rules(service, record.rules)
     service.members = <Member *>allocate(len(record.members), sizeof(Member))
     service.member_count = <uint32_t>len(record.members)
-    for i, (id, weight) in enumerate(record.members):
+    for i, (id, weight, *_) in enumerate(record.members):
         member = &service.members[i]
         member.destination = dest_of(destinations, id)
         member.weight = weight

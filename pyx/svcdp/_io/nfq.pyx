@@ -17,7 +17,7 @@ from libc.string cimport memcpy, memset
 from svcdp._core.abi cimport *
 from svcdp._core.engine cimport Core
 from svcdp._core.memory cimport htonl, htons, load32, ntohl
-from svcdp._core.path cimport Worker
+from svcdp._core.worker cimport Worker
 from svcdp._io.netlink cimport *
 
 TABLE = "/proc/thread-self/net/netfilter/nfnetlink_queue"

@@ -1,0 +1,272 @@
+# New connections: is there a service, does it admit the client, who is to serve it.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from svcdp._core.affinity cimport *
+from svcdp._core.forward cimport forward
+from svcdp._core.memory cimport copy_address, htons, load32, ntohl, same_address
+from svcdp._core.sched cimport *
+from svcdp._core.sweep cimport *
+from svcdp._core.table cimport *
+from svcdp._core.worker cimport *
+from svcdp._core.xmit cimport compute_deltas
+
+cdef enum:
+    PICKS_MAX = 4              # destinations tried when replies would be ambiguous
+    PORTS_TRIED_MAX = 128
+    # Seconds until a connection that an ICMP error opened is forgotten: ip_vs_conn_new.
+    FIRST_TIMEOUT = 3
+
+
+cdef inline void discard(Engine *engine, Conn *conn, uint32_t words) noexcept nogil:
+    """Give back a record, locked, that did not get into the table."""
+    store_u8(&conn.protocol, CONN_FREE)
+    release(&engine.table, conn, words)
+    spin_unlock(&conn.lock)
+
+
+cdef inline Conn *allocate_swept(
+    Engine *engine, Worker *worker, uint32_t words, int64_t now
+) noexcept nogil:
+    """A record, after some sweeping when there is none; or NULL."""
+    cdef Conn *conn = allocate(&engine.table, words)
+    if conn is NULL:
+        sweep(engine, worker, now, SWEEP_URGENT)
+        conn = allocate(&engine.table, words)
+    return conn
+
+
+cdef inline uint16_t flags_of(
+    const Service *service, const Dest *target, const View *view, bint masquerade
+) noexcept nogil:
+    cdef const DestConfig *config = target.config
+    cdef uint16_t flags = <uint16_t>(config.method << CONN_METHOD_SHIFT)
+    if masquerade:
+        flags |= CONN_MASQUERADE
+    if config.method != METHOD_MASQ:
+        flags |= CONN_IN_ONLY
+    if config.mtu or config.mark:
+        flags |= CONN_ROUTED
+    if service.on_removal != REMOVAL_DRAIN or view.protocol == PROTOCOL_UDP:
+        flags |= CONN_WATCHED
+    if service.mss_clamp and view.protocol == PROTOCOL_TCP:
+        flags |= CONN_CLAMP
+    return flags
+
+
+cdef inline void fill(
+    Engine *engine, Conn *conn, const Service *service, const uint8_t *data, const View *view,
+    const Dest *target, uint16_t flags, int64_t now
+) noexcept nogil:
+    """Everything of a new connection but its masquerade port, deltas and protocol."""
+    cdef uint32_t words = view.words
+    conn.flags = flags
+    conn.timeouts = service.timeouts
+    conn.destination = target.id
+    conn.packets = conn.control = conn.extra = 0
+    conn.fwmark = ntohl(load32(service.address)) if service.protocol == PROTOCOL_FWMARK else 0
+    conn.client_port = conn.source_port = view.source_port
+    conn.virtual_port = view.destination_port
+    copy_address(address_of(conn, CLIENT, words), view.source, words)
+    copy_address(address_of(conn, VIRTUAL, words), view.destination, words)
+    if flags & CONN_METHOD:
+        # Replies do not come back this way, and if they do, the service is their source.
+        conn.real_port = view.destination_port
+        copy_address(address_of(conn, REAL, words), view.destination, words)
+    else:
+        conn.real_port = target.port if target.port else view.destination_port
+        copy_address(address_of(conn, REAL, words), target.address, words)
+    if flags & CONN_MASQUERADE:
+        copy_address(address_of(conn, SOURCE, words), service.masquerade, words)
+    else:
+        copy_address(address_of(conn, SOURCE, words), view.source, words)
+    if view.quoted:
+        conn.state = first_state(view.protocol)
+        conn.deadline = now + FIRST_TIMEOUT * SECOND
+    else:
+        conn.state = next_state(
+            view.protocol, first_state(view.protocol),
+            machine_of(FROM_CLIENT, flags & CONN_IN_ONLY, engine.settings.secure_tcp),
+            event_of(data, view))
+        conn.deadline = now + engine.timeouts[conn.timeouts][conn.state]
+
+
+cdef inline uint32_t connect(
+    Engine *engine, Worker *worker, const Service *service, bint masquerade,
+    const uint8_t *data, const View *view, Dest *target, int64_t now, Conn **made
+) noexcept nogil:
+    """Make the connection of the packet to this destination.
+
+    When no masquerade port is free, that of a connection which both sides have closed is taken.
+    INSERTED, or KNOWN when another worker just did it, and `made` is the connection, locked.
+    FULL, or CLASH: the destination could not tell this connection from another one.
+    """
+    cdef uint32_t words = view.words
+    cdef uint32_t outcome = CLASH
+    cdef uint32_t tries = engine.port_count if masquerade else 1
+    cdef uint32_t port = 0
+    cdef uint32_t removals = PORTS_TRIED_MAX
+    cdef bint over
+    cdef Conn *other = NULL
+    cdef Conn *conn = allocate_swept(engine, worker, words, now)
+    if conn is NULL:
+        return FULL
+    if tries > PORTS_TRIED_MAX:
+        tries = PORTS_TRIED_MAX
+    spin_lock(&conn.lock)
+    fill(
+        engine, conn, service, data, view, target, flags_of(service, target, view, masquerade),
+        now)
+    if masquerade:
+        port = <uint32_t>(next_random(&worker.random) % engine.port_count)
+    while tries:
+        if masquerade:
+            conn.source_port = htons(<uint16_t>(engine.port_first + port))
+        compute_deltas(conn, words)
+        store_u8(&conn.protocol, view.protocol)
+        outcome = insert(&engine.table, conn, words, &other)
+        if outcome == INSERTED or outcome == FULL:
+            break
+        if outcome == KNOWN and other.deadline > now:
+            made[0] = other
+            break
+        if other is not NULL:
+            over = other.deadline <= now or (
+                masquerade and tries <= PORTS_TRIED_MAX // 2 and is_closed(other.state))
+            if over:
+                other.deadline = now
+            spin_unlock(&other.lock)
+            if over and removals:
+                # Somebody else may use it at this moment: then it stays.
+                removals -= 1
+                expire(engine, worker, other, words, now)
+                continue
+        outcome = CLASH
+        tries -= 1
+        port = port + 1 if port + 1 < engine.port_count else 0
+    if outcome != INSERTED:
+        discard(engine, conn, words)
+        return outcome
+    made[0] = conn
+    count_in(target, conn)
+    traffic_of(worker, target.id).connections += 1
+    worker.created += 1
+    return INSERTED
+
+
+cdef inline bint opens(
+    const Engine *engine, const Snapshot *snapshot, Worker *worker, const View *view,
+    svcdp_packet *packet, const Service *service, const Rule *rule
+) noexcept nogil:
+    """Whether the packet may open a connection; if not, its verdict is decided: ip_vs_core.c,
+    ip_vs_schedule and the protocols' conn_schedule.
+    """
+    cdef bint silent
+    if view.quoted:
+        if not engine.settings.schedule_icmp:
+            decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_SERVICE)
+            return False
+        return True
+    if not begins_connection(
+        packet.data, view,
+        engine.settings.sloppy_tcp if view.protocol == PROTOCOL_TCP
+        else engine.settings.sloppy_sctp
+    ):
+        # Its connection is gone or was never ours: say so, rather than let the client wait,
+        # unless a SYN would get silence too. SCTP knows no answer to that from who lacks its tag.
+        silent = view.tcp_flags & TCP_RST or view.protocol == PROTOCOL_SCTP or (
+            service.weight_total == 0 and rule.on_empty == SVCDP_VERDICT_DROP)
+        if silent:
+            decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_CONNECTION)
+        else:
+            reject(worker, packet, SVCDP_REASON_NO_CONNECTION, SVCDP_ANSWER_DEFAULT)
+        return False
+    if view.source_port == htons(FTP_DATA_PORT) and view.protocol == PROTOCOL_TCP \
+            and unlikely(snapshot.ftps):
+        # An FTP server's own data connection: IPVS never schedules these.
+        decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_SERVICE)
+        return False
+    return True
+
+
+cdef inline void serve_nobody(
+    Worker *worker, svcdp_packet *packet, const View *view, const Service *service,
+    const Rule *rule
+) noexcept nogil:
+    """The verdict when no destination can be had: ip_vs_core.c, ip_vs_leave."""
+    if view.quoted:
+        decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_DESTINATION)
+    elif service.first_port == FTP_PORT and view.destination_port != service.port:
+        decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_DESTINATION)
+    elif rule.on_empty == SVCDP_VERDICT_REJECT:
+        reject(worker, packet, SVCDP_REASON_NO_DESTINATION, rule.answer)
+    else:
+        decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_DESTINATION)
+
+
+cdef inline Conn *new_connection(
+    Engine *engine, Worker *worker, const Snapshot *snapshot, Service *service,
+    svcdp_packet *packet, const View *view, int64_t now, uint8_t *reason
+) noexcept nogil:
+    """The connection, locked, for a packet of no known one to a service or (NULL) to none; and
+    the packet's reason. NULL when it gets none: then its verdict is decided.
+    """
+    cdef const Rule *rule
+    cdef Affinity affinity
+    cdef Conn *conn = NULL
+    cdef Dest *target
+    cdef bint masquerade, sticky
+    cdef int32_t member = -1
+    cdef uint32_t outcome = CLASH
+    cdef uint32_t control
+    cdef uint32_t _
+    if service is NULL:
+        decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_SERVICE)
+        return NULL
+    rule = rule_for(service, view.source)
+    if rule is NULL:
+        decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_SOURCE_RANGE)
+        return NULL
+    if not opens(engine, snapshot, worker, view, packet, service, rule):
+        return NULL
+    if unlikely(drops_new(engine)):
+        decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_OVERLOAD)
+        return NULL
+    if service.persistence:
+        affinity_of(engine, service, view, &affinity)
+        member = sticky_member(engine, service, &affinity, now)
+    sticky = member >= 0
+    for _ in range(PICKS_MAX):
+        if not sticky:
+            if service.scheduler == SCHEDULER_PYTHON:
+                member = engine.choose(service, view, worker)
+            else:
+                member = pick(service, &worker.random)
+        if member < 0:
+            serve_nobody(worker, packet, view, service, rule)
+            return NULL
+        target = service.members[member].destination
+        masquerade = target.config.method == METHOD_MASQ and (
+            rule.masquerade
+            or (service.has_masquerade and same_address(target.address, view.source, view.words)))
+        if masquerade and not service.has_masquerade:
+            decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_MASQUERADE)
+            return NULL
+        control = 0
+        if service.persistence:
+            control = hang_on(engine, service, &affinity, target, now)
+        outcome = connect(
+            engine, worker, service, masquerade, packet.data, view, target, now, &conn)
+        if outcome == INSERTED:
+            conn.control = control
+        else:
+            let_go(engine, view.words, control)
+        # A scheduler written in Python is asked once for a connection.
+        if outcome != CLASH or sticky or service.scheduler == SCHEDULER_PYTHON:
+            break
+    if outcome == FULL:
+        decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_TABLE_FULL)
+    elif outcome == CLASH:
+        decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_PORT)
+    reason[0] = SVCDP_REASON_NEW if outcome == INSERTED else SVCDP_REASON_ESTABLISHED
+    return conn

@@ -1,0 +1,119 @@
+# What packets are processed with: the Engine, which all threads share, and a Worker for each.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from svcdp._core.abi cimport *
+from svcdp._core.atomic cimport *
+from svcdp._core.conn cimport *
+from svcdp._core.packet cimport *
+from svcdp._core.proto cimport *
+from svcdp._core.service cimport *
+from svcdp._core.table cimport Snapshot
+
+cdef extern from *:
+    const int64_t SECOND "INT64_C(1000000000)"     # ns
+
+cdef enum:
+    BURST = 64                 # packets whose memory is fetched together
+    TIMEOUT_CLASSES = 256
+
+cdef struct Worker:
+    Worker *next               # of the core's workers
+    uint64_t epoch             # of the snapshot in use, 0: none
+    uint64_t random
+    uint64_t verdicts[SVCDP_VERDICT_COUNT][SVCDP_REASON_COUNT]
+    uint64_t created
+    uint64_t expired
+    uint64_t scheduler_errors
+    uint8_t busy
+    Traffic *traffic[DESTINATION_CHUNKS]
+    View views[BURST]
+    Service *services[BURST]   # of the views, where they seem unknown
+
+ctypedef int32_t (*Chooser)(Service *, const View *, Worker *) noexcept nogil
+
+# svcdp.Settings
+cdef struct Settings:
+    uint8_t conn_reuse_mode
+    uint8_t expire_quiescent_template
+    uint8_t sloppy_tcp
+    uint8_t sloppy_sctp
+    uint8_t secure_tcp
+    uint8_t schedule_icmp
+    uint8_t cache_bypass
+    uint8_t drop_entry
+    uint8_t drop_packet
+    uint8_t pmtu_disc
+    uint8_t decrement_ttl
+    uint32_t am_droprate
+    uint32_t answer_rate
+
+cdef struct Engine:
+    Table table
+    DestinationTable destinations
+    Snapshot *snapshot
+    uint64_t epoch
+    Settings settings
+    uint32_t port_first                # masquerade ports
+    uint32_t port_count
+    uint32_t sweep_cursor[2]
+    Chooser choose                     # asks a scheduler written in Python
+    int64_t second                     # when load is looked at again, ns
+    uint32_t drop_rate                 # of packets that open connections, one in so many; 0: none
+    uint32_t drop_count
+    int64_t timeouts[TIMEOUT_CLASSES][STATE_COUNT]     # ns; class 0 is the default
+
+
+cdef inline void decide(
+    Worker *worker, svcdp_packet *packet, uint8_t verdict, uint8_t reason
+) noexcept nogil:
+    packet.verdict = verdict
+    packet.reason = reason
+    worker.verdicts[verdict][reason] += 1
+
+
+cdef inline void reject(
+    Worker *worker, svcdp_packet *packet, uint8_t reason, uint16_t answer
+) noexcept nogil:
+    packet.answer = answer
+    decide(worker, packet, SVCDP_VERDICT_REJECT, reason)
+
+
+cdef inline Traffic *traffic_of(Worker *worker, uint32_t id) noexcept nogil:
+    return &worker.traffic[id // DESTINATION_CHUNK][id % DESTINATION_CHUNK]
+
+
+cdef inline int32_t *load_of(Dest *target, uint8_t state) noexcept nogil:
+    """The counter that a connection in this state is part of."""
+    return &target.active if is_active(state) else &target.inactive
+
+
+cdef inline void reconsider(Dest *target) noexcept nogil:
+    """Whether the destination is overloaded: ip_vs_conn.c, ip_vs_bind_dest and _unbind_dest."""
+    cdef uint64_t total
+    cdef uint32_t upper = target.upper
+    if likely(upper == 0 and not target.overloaded):
+        return
+    total = load_u32(&target.references)
+    if upper and total >= upper:
+        store_u8(&target.overloaded, True)
+    elif (
+        upper == 0
+        or (target.lower and total < target.lower)
+        or (target.lower == 0 and total * 4 < <uint64_t>upper * 3)
+    ):
+        store_u8(&target.overloaded, False)
+
+
+cdef inline void count_in(Dest *target, const Conn *conn) noexcept nogil:
+    """A connection of the destination came into the table. One-packet ones are not load."""
+    if not conn.flags & CONN_ONE_WAY:
+        add_i32(load_of(target, conn.state), 1)
+    add_u32(&target.references, 1)
+    reconsider(target)
+
+
+cdef inline void count_out(Dest *target, const Conn *conn) noexcept nogil:
+    if not conn.flags & CONN_ONE_WAY:
+        add_i32(load_of(target, conn.state), -1)
+    add_u32(&target.references, <uint32_t>-1)
+    reconsider(target)
