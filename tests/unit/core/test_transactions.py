@@ -200,7 +200,7 @@ BAD: list[dict[str, Any]] = [
     {"address": 5},
     {"address": b"\1\1\1\1"},
     {"address": None},
-    {"port": 0},
+    {"port": -1},
     {"port": 65536},
     {"port": "80"},
     {"protocol": "TCP"},
