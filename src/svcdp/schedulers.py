@@ -21,7 +21,24 @@ __all__ = [
 ]
 
 #: Schedulers of the core, by the number that it knows them by (sched.pxd).
-BUILTIN = {"rr": 0, "wrr": 1, "random": 2}
+BUILTIN = {
+    "rr": 0,
+    "wrr": 1,
+    "random": 2,
+    "lc": 4,
+    "wlc": 5,
+    "sed": 6,
+    "nq": 7,
+    "fo": 8,
+    "ovf": 9,
+    "dh": 10,
+    "sh": 11,
+    "mh": 12,
+    "lblc": 13,
+    "lblcr": 14,
+    "twos": 15,
+    "none": 16,
+}
 
 #: The core asks Python for each new connection.
 PYTHON = 3

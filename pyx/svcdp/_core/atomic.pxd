@@ -56,6 +56,7 @@ cdef extern from * nogil:
     uint32_t load_acquire_u32 "svcdp_load_acquire"(const uint32_t *p)
     uint64_t load_u64 "svcdp_load"(const uint64_t *p)
     uint64_t load_acquire_u64 "svcdp_load_acquire"(const uint64_t *p)
+    int32_t load_i32 "svcdp_load"(const int32_t *p)
     int64_t load_i64 "svcdp_load"(const int64_t *p)
     # Sequentially consistent, for who publishes one thing and then looks at another.
     uint64_t load_ordered_u64 "svcdp_load_ordered"(const uint64_t *p)

@@ -241,7 +241,7 @@ cdef inline Conn *new_connection(
             if service.scheduler == SCHEDULER_PYTHON:
                 member = engine.choose(service, view, worker)
             else:
-                member = pick(service, &worker.random)
+                member = pick(service, view, now, &worker.random)
         if member < 0:
             serve_nobody(worker, packet, view, service, rule)
             return NULL

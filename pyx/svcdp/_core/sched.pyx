@@ -4,13 +4,15 @@ from math import gcd
 
 from libc.stdint cimport uint32_t
 
-from svcdp._core.sched cimport *
 from svcdp._core.atomic cimport spin_lock, spin_unlock
+from svcdp._core.hashing cimport HashTable, mh_table, release_table, sh_table
+from svcdp._core.locality cimport Locality, new_locality, release_locality
+from svcdp._core.sched cimport *
 
 
 cdef tuple extremes(list members):
     """The greatest common divisor of the weights, and the greatest weight."""
-    cdef list weights = [weight for _, weight in members]
+    cdef list weights = [entry[1] for entry in members]
     return gcd(*weights), max(weights, default=0)
 
 
@@ -25,18 +27,22 @@ cdef int advance(Service *service, list edits, Service *before) except -1:
 
     `edits` are the steps between the two, oldest first: ("add", id, weight) at the head of the
     list, ("edit", id, weight), ("remove", id). The kernel adjusts its state at each step, and
-    the order of picks depends on it.
+    the order of picks depends on it. OverflowError when the scheduler has no room for so many
+    members. What the service then remembers, `forget` releases.
     """
-    cdef list members = []     # [id, weight], head first
+    cdef list members = []     # [id, weight, last weight that was not 0], head first
     cdef object position = -1
     cdef object level = 0
     cdef object divisor, heaviest, step, top
     cdef uint32_t i
     cdef bint wrr = service.scheduler == SCHEDULER_WRR
+    cdef bint same = before is not NULL and before.scheduler == service.scheduler
+    cdef Member *member
     if before is not NULL:
         for i in range(before.member_count):
-            members.append([before.members[i].destination.id, before.members[i].weight])
-        if before.scheduler == service.scheduler:
+            member = &before.members[i]
+            members.append([member.destination.id, member.weight, member.last_weight])
+        if same:
             spin_lock(&before.state.lock)
             position = before.state.position
             level = before.state.weight
@@ -46,13 +52,14 @@ cdef int advance(Service *service, list edits, Service *before) except -1:
     divisor, heaviest = extremes(members)
     for edit in edits:
         if edit[0] == "add":
-            members.insert(0, [edit[1], edit[2]])
+            members.insert(0, [edit[1], edit[2], edit[2]])
             if position >= 0:
                 position += 1
         else:
-            index = next(k for k, member in enumerate(members) if member[0] == edit[1])
+            index = next(k for k, entry in enumerate(members) if entry[0] == edit[1])
             if edit[0] == "edit":
                 members[index][1] = edit[2]
+                members[index][2] = edit[2] or members[index][2]
             else:
                 del members[index]
                 if position >= index:
@@ -74,4 +81,30 @@ cdef int advance(Service *service, list edits, Service *before) except -1:
     service.state.weight = level
     service.state.weight_max = top
     service.state.weight_step = step
+    for i in range(service.member_count):
+        service.members[i].last_weight = members[i][2]
+    prepare(service, before if same else NULL)
     return 0
+
+
+cdef int prepare(Service *service, Service *before) except -1:
+    """Tables and memory. `before` has the same scheduler, or is NULL."""
+    cdef Locality *locality
+    if service.scheduler == SCHEDULER_SH:
+        service.state.table = sh_table(service)
+    elif service.scheduler == SCHEDULER_MH:
+        service.state.table = mh_table(service, before)
+    elif service.scheduler == SCHEDULER_LBLC or service.scheduler == SCHEDULER_LBLCR:
+        if before is NULL:
+            service.state.locality = new_locality()
+        else:
+            locality = <Locality *>before.state.locality
+            locality.references += 1
+            service.state.locality = locality
+    return 0
+
+
+cdef void forget(Service *service) noexcept:
+    """Release what the scheduler of a service that is about to be freed remembers."""
+    release_table(<HashTable *>service.state.table)
+    release_locality(<Locality *>service.state.locality)

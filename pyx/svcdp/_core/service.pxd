@@ -90,13 +90,16 @@ cdef struct Rule:
     uint8_t on_empty           # verdict when there is nobody to serve
     uint8_t answer             # and svcdp_answer of a rejected packet
 
-# What a scheduler remembers between picks. Belongs to one Service and to its lock.
+# What a scheduler remembers between picks. Belongs to one Service and to its lock; what it points
+# to is shared with the Services before and after it.
 cdef struct SchedState:
     uint8_t lock
-    int32_t position           # the last member picked, -1 before the first
+    int32_t position           # rr, wrr: the last member picked, -1 before the first
     int64_t weight             # wrr: the level that is being served
     int64_t weight_max         # wrr: where a round starts
     int64_t weight_step        # wrr: greatest common divisor of the weights
+    void *table                # sh, mh: a HashTable; NULL when nobody has a share
+    void *locality             # lblc, lblcr: a Locality
 
 cdef struct Service:
     uint8_t address[16]        # of a fwmark service, the mark in network order

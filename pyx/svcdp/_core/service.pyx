@@ -6,6 +6,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from svcdp._core.memory cimport htons
+from svcdp._core.sched cimport forget
 from svcdp._core.service cimport *
 
 
@@ -107,6 +108,7 @@ cdef void service_free(Service *service) noexcept:
     if service.rules is not NULL:
         for i in range(service.rule_count):
             free(service.rules[i].networks)
+    forget(service)
     free(service.rules)
     free(service.members)
     free(service)

@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from svcdp._core.affinity cimport let_go
-from svcdp._core.sched cimport next_random
+from svcdp._core.random cimport next_random
 from svcdp._core.worker cimport *
 
 cdef enum:
