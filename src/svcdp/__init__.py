@@ -22,6 +22,8 @@ from svcdp._version import __version__
 from svcdp.dataplane import (
     Captures,
     Connection,
+    ConnectionState,
+    ConnectionWatch,
     Dataplane,
     DestinationStatus,
     Explanation,
@@ -43,6 +45,7 @@ from svcdp.errors import (
     PlatformError,
     RulesError,
     SourceError,
+    StateError,
     SvcdpError,
 )
 from svcdp.schedulers import register_scheduler
@@ -67,6 +70,8 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "Connection",
+    "ConnectionState",
+    "ConnectionWatch",
     "Dataplane",
     "DestinationSpec",
     "DestinationStatus",
@@ -89,6 +94,7 @@ __all__ = [
     "Settings",
     "SourceError",
     "SourceRule",
+    "StateError",
     "Stats",
     "SvcdpError",
     "Transaction",

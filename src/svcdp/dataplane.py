@@ -22,6 +22,12 @@ from svcdp.explain import (
     normal_flow,
     parse_flow,
 )
+from svcdp.handover import (
+    ConnectionWatch,
+    Imported,
+    export_connections,
+    import_connection,
+)
 from svcdp.records import (
     Endpoint,
     Key,
@@ -32,13 +38,22 @@ from svcdp.records import (
     parse_address,
     ports_of,
 )
-from svcdp.status import Captures, Connection, DestinationStatus, ServiceStatus, Stats
+from svcdp.status import (
+    Captures,
+    Connection,
+    ConnectionState,
+    DestinationStatus,
+    ServiceStatus,
+    Stats,
+)
 from svcdp.transaction import Installed, Transaction, VirtualService
 from svcdp.types import DestinationSpec, Flow, Protocol, ServiceSpec, Settings, fwmark_key
 
 __all__ = [
     "Captures",
     "Connection",
+    "ConnectionState",
+    "ConnectionWatch",
     "Dataplane",
     "DestinationStatus",
     "Explanation",
@@ -470,6 +485,43 @@ class Dataplane(Core):
                     if row[12] > now:
                         yield Connection.from_row(row, now)
 
+    def export_connections(self, now: int | None = None) -> Iterator[ConnectionState]:
+        """All live connections and persistence templates, for `import_connection` elsewhere.
+        Not a snapshot of one moment.
+        """
+        return export_connections(self, self.clock() if now is None else now)
+
+    def import_connection(self, state: ConnectionState, now: int | None = None) -> Imported:
+        """Go on with a connection of another dataplane, if its service and destination are here
+        too. ConfigError when the state contradicts itself.
+        """
+        return import_connection(self, state, self.clock() if now is None else now)
+
+    def watch_connections(
+        self, limit: int = 1 << 16, *, threshold: int = 3, period: int = 50
+    ) -> ConnectionWatch:
+        """Be told of connections as they change; ``limit`` of them wait to be read. One watch
+        at a time: ConfigError.
+        """
+        return ConnectionWatch(self, limit, threshold, period)
+
+    def _services_by_affinity(self) -> dict[int, ServiceSpec]:
+        """A service of each persistence group that binds clients, by the group's number."""
+        with self._lock:
+            return {
+                state.record.affinity: state.spec
+                for state in self._installed.values()
+                if state.record.affinity and not state.spec.persistence_engine
+            }
+
+    @staticmethod
+    def _key_of(found: tuple[str | None, int, int], version: int) -> Key:
+        """The key of a service as the core names it; a fwmark service has no address there."""
+        address, port, protocol = found
+        if address is None:
+            return fwmark_key(port, 6 if version == 6 else 4)
+        return (address, port, Protocol(protocol).name.lower())
+
     def stats(self) -> Stats:
         """Counters of all workers together."""
         packets, created, expired, errors, connections, templates = self.counters()
@@ -524,21 +576,14 @@ class Dataplane(Core):
                 mark,
                 now,
             )
-            state = self._installed.get(_key_of(found, flow)) if found is not None else None
+            version = parse_address(flow.source).version
+            state = None if found is None else self._installed.get(self._key_of(found, version))
         spec = None if state is None else state.spec
         if row is not None:
             return explain_known(flow, spec, Connection.from_row(row, now), is_reply)
         if state is None or spec is None:
             return Explanation(flow, "pass", None, (), ("no service has this address and port",))
         return explain_new(flow, spec, [*reversed(state.handles)], rule_index, member)
-
-
-def _key_of(found: tuple[str | None, int, int], flow: Flow) -> Key:
-    """The key of a service as the core names it; a fwmark service has no address there."""
-    address, port, protocol = found
-    if address is None:
-        return fwmark_key(port, 6 if ":" in flow.destination else 4)
-    return (address, port, Protocol(protocol).name.lower())
 
 
 def _captures(entries: Iterable[tuple[Key, int, DestinationSpec | None]]) -> Captures:

@@ -7,7 +7,22 @@ from typing import Any
 
 from svcdp.types import Reason, ServiceSpec, Verdict
 
-__all__ = ["Captures", "Connection", "DestinationStatus", "ServiceStatus", "Stats"]
+#: In `ConnectionState.flags`; the method is in the lowest three bits (uapi/linux/ip_vs.h).
+SYNC = 0x20
+NOOUTPUT = 0x80
+INACTIVE = 0x100
+NO_CPORT = 0x800
+TEMPLATE = 0x1000
+ONE_PACKET = 0x2000
+
+__all__ = [
+    "Captures",
+    "Connection",
+    "ConnectionState",
+    "DestinationStatus",
+    "ServiceStatus",
+    "Stats",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +50,37 @@ class Connection:
         *fields, deadline, packets, _ = row
         fields += [max(deadline - now, 0) / 1e9, packets]
         return cls(*fields)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionState:
+    """All that another dataplane needs to go on with a connection, or with a persistence template
+    (flag `TEMPLATE`), whose client is bound to a destination.
+
+    Times in seconds. ``destination`` is the real server's, whatever the forwarding method.
+    ``virtual`` and ``virtual_port`` of a template are those of its service. ``state`` is one of
+    `svcdp.dataplane.TIMEOUTS`, in upper case; a template's is NONE or ASSURED.
+    """
+
+    protocol: str
+    client: str
+    client_port: int
+    virtual: str
+    virtual_port: int
+    destination: str
+    destination_port: int
+    source: str  #: what the destination sees as client
+    source_port: int
+    state: str
+    timeout: float
+    expires_in: float
+    flags: int = 0  #: as in uapi/linux/ip_vs.h
+    fwmark: int = 0  #: of the service, 0: none
+    packets: int = 0  #: from the client
+
+    @property
+    def is_template(self) -> bool:
+        return bool(self.flags & TEMPLATE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,29 @@ cdef inline uint32_t hang_on(
     return result
 
 
+cdef inline uint32_t hang_on_known(
+    Engine *engine, const Service *service, const View *packet, const Dest *target
+) noexcept nogil:
+    """As hang_on(), if the client is bound to this destination already; its time stays."""
+    cdef uint8_t name[16]
+    cdef Affinity affinity
+    cdef Conn *template
+    cdef uint32_t direction
+    cdef uint32_t result = 0
+    affinity_of(engine, service, packet, &affinity)
+    template = find(&engine.table, &affinity.view, &direction)
+    if template is NULL:
+        return 0
+    name_of(target, service.words, name)
+    if target.port == template.real_port and same_address(
+        name, address_of(template, REAL, service.words), service.words
+    ):
+        add_u32(&template.packets, 1)
+        result = index_of(&engine.table, template, service.words)
+    spin_unlock(&template.lock)
+    return result
+
+
 cdef inline void let_go(Engine *engine, uint32_t words, uint32_t control) noexcept nogil:
     """A connection does not hang on its template any more."""
     if control:

@@ -39,6 +39,7 @@ cdef inline Conn *allocate_swept(
 cdef inline uint16_t flags_of(
     const Service *service, const Dest *target, const View *view, bint masquerade
 ) noexcept nogil:
+    """Conn.flags of a new connection."""
     cdef const DestConfig *config = target.config
     cdef uint16_t flags = <uint16_t>(config.method << CONN_METHOD_SHIFT)
     if masquerade:
@@ -51,6 +52,8 @@ cdef inline uint16_t flags_of(
         flags |= CONN_WATCHED
     if service.mss_clamp and view.protocol == PROTOCOL_TCP:
         flags |= CONN_CLAMP
+    if service.one_packet and view.protocol == PROTOCOL_UDP and not masquerade:
+        flags |= CONN_ONE_WAY
     return flags
 
 
@@ -91,6 +94,16 @@ cdef inline void fill(
         conn.deadline = now + engine.timeouts[conn.timeouts][conn.state]
 
 
+cdef inline bint is_same(Conn *one, Conn *other, uint32_t words) noexcept nogil:
+    """Whether two connections with the same replies, or the same client, are one."""
+    return (
+        one.client_port == other.client_port
+        and one.virtual_port == other.virtual_port
+        and same_address(address_of(one, CLIENT, words), address_of(other, CLIENT, words), words)
+        and same_address(address_of(one, VIRTUAL, words), address_of(other, VIRTUAL, words), words)
+    )
+
+
 cdef inline uint32_t connect(
     Engine *engine, Worker *worker, const Service *service, bint masquerade,
     const uint8_t *data, const View *view, Dest *target, int64_t now, Conn **made
@@ -98,8 +111,9 @@ cdef inline uint32_t connect(
     """Make the connection of the packet to this destination.
 
     When no masquerade port is free, that of a connection which both sides have closed is taken.
-    INSERTED, or KNOWN when another worker just did it, and `made` is the connection, locked.
-    FULL, or CLASH: the destination could not tell this connection from another one.
+    INSERTED, or KNOWN when another worker just did it or (one-packet) an earlier datagram, and
+    `made` is the connection, locked. FULL, or CLASH: the destination could not tell this
+    connection from another one.
     """
     cdef uint32_t words = view.words
     cdef uint32_t outcome = CLASH
@@ -127,7 +141,7 @@ cdef inline uint32_t connect(
         outcome = insert(&engine.table, conn, words, &other)
         if outcome == INSERTED or outcome == FULL:
             break
-        if outcome == KNOWN and other.deadline > now:
+        if outcome == KNOWN and other.deadline > now and is_same(conn, other, words):
             made[0] = other
             break
         if other is not NULL:
@@ -204,6 +218,48 @@ cdef inline void serve_nobody(
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_DESTINATION)
 
 
+cdef inline bint is_unicast(const uint8_t *address, uint32_t words) noexcept nogil:
+    if words == 1:
+        return 0 < address[0] < 224
+    return address[0] != 0xff
+
+
+cdef inline void forward_once(
+    Engine *engine, Worker *worker, svcdp_packet *packet, const Service *service,
+    const View *view, Dest *target, int64_t now
+) noexcept nogil:
+    """One-packet scheduling where no reply is to be rewritten: a connection for this packet
+    only, in no table.
+    """
+    cdef uint8_t memory[RECORD_V6]
+    cdef Conn *conn = <Conn *>memory
+    conn.protocol = view.protocol
+    fill(
+        engine, conn, service, packet.data, view, target,
+        flags_of(service, target, view, False), now)
+    traffic_of(worker, target.id).connections += 1
+    worker.created += 1
+    worker.expired += 1
+    forward(engine, worker, packet, view, conn, FROM_CLIENT, SVCDP_REASON_NEW, now)
+
+
+cdef inline Conn *bypass(
+    Engine *engine, Worker *worker, svcdp_packet *packet, const Service *service,
+    const View *view, int64_t now
+) noexcept nogil:
+    """A connection to where the client meant: ip_vs_core.c, ip_vs_leave. NULL as
+    new_connection() says."""
+    cdef Conn *conn = NULL
+    cdef uint32_t outcome = connect(
+        engine, worker, service, False, packet.data, view, dest_of(&engine.destinations, 0), now,
+        &conn)
+    if conn is NULL:
+        decide(
+            worker, packet, SVCDP_VERDICT_DROP,
+            SVCDP_REASON_TABLE_FULL if outcome == FULL else SVCDP_REASON_NO_PORT)
+    return conn
+
+
 cdef inline Conn *new_connection(
     Engine *engine, Worker *worker, const Snapshot *snapshot, Service *service,
     svcdp_packet *packet, const View *view, int64_t now, uint8_t *reason
@@ -243,6 +299,12 @@ cdef inline Conn *new_connection(
             else:
                 member = pick(service, view, now, &worker.random)
         if member < 0:
+            if (
+                engine.settings.cache_bypass and service.protocol == PROTOCOL_FWMARK
+                and not view.quoted and is_unicast(view.destination, view.words)
+            ):
+                reason[0] = SVCDP_REASON_BYPASS
+                return bypass(engine, worker, packet, service, view, now)
             serve_nobody(worker, packet, view, service, rule)
             return NULL
         target = service.members[member].destination
@@ -255,9 +317,14 @@ cdef inline Conn *new_connection(
         control = 0
         if service.persistence:
             control = hang_on(engine, service, &affinity, target, now)
+        if service.one_packet and target.config.method != METHOD_MASQ \
+                and view.protocol == PROTOCOL_UDP and not view.quoted:
+            let_go(engine, view.words, control)
+            forward_once(engine, worker, packet, service, view, target, now)
+            return NULL
         outcome = connect(
             engine, worker, service, masquerade, packet.data, view, target, now, &conn)
-        if outcome == INSERTED:
+        if outcome == INSERTED and not conn.flags & CONN_ONE_WAY:
             conn.control = control
         else:
             let_go(engine, view.words, control)
@@ -268,5 +335,10 @@ cdef inline Conn *new_connection(
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_TABLE_FULL)
     elif outcome == CLASH:
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_PORT)
-    reason[0] = SVCDP_REASON_NEW if outcome == INSERTED else SVCDP_REASON_ESTABLISHED
+    elif outcome == KNOWN and conn.flags & CONN_ONE_WAY:
+        # Each datagram is a connection of its own.
+        traffic_of(worker, target.id).connections += 1
+        reason[0] = SVCDP_REASON_NEW
+    else:
+        reason[0] = SVCDP_REASON_NEW if outcome == INSERTED else SVCDP_REASON_ESTABLISHED
     return conn

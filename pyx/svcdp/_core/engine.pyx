@@ -46,10 +46,21 @@ STATES = (
 
 METHODS = ("masq", "local", "tunnel", "dr", "bypass")
 
+# Outcomes of import_record().
+OUTCOMES = (INSERTED, FULL, KNOWN, CLASH)
+
 # ns; no timeout added to it overflows.
 cdef int64_t TIME_MAX = <int64_t>1 << 62
 
 cdef enum:
+    # Flags of connections, as other nodes know them: uapi/linux/ip_vs.h.
+    STATE_SYNC = 0x20
+    STATE_NOOUTPUT = 0x80
+    STATE_INACTIVE = 0x100
+    STATE_NO_CPORT = 0x800
+    STATE_TEMPLATE = 0x1000
+    STATE_ONE_PACKET = 0x2000
+
     # Smaller batches are done before the GIL could be given away and taken back.
     BATCH_NOGIL = 8
 
@@ -61,6 +72,14 @@ cdef str format_address(const uint8_t *address, uint32_t words):
         return str(IPv6Address(PyBytes_FromStringAndSize(<const char *>address, 16)))
     inet_ntop(AF_INET if words == 1 else AF_INET6, address, text, sizeof(text))
     return (<bytes>text).decode("ascii")
+
+
+cdef tuple key_of(const Service *service):
+    """(address or None for a fwmark, port or mark, protocol number)."""
+    if service.protocol == PROTOCOL_FWMARK:
+        return None, ntohl(load32(service.address)), service.protocol
+    return (
+        format_address(service.address, service.words), service.first_port, service.protocol)
 
 
 cdef int32_t choose_python(Service *service, const View *view, Worker *worker) noexcept with gil:
@@ -238,6 +257,7 @@ cdef class Core:
             1, sizeof(DestConfig))
         if dest_of(&self.engine.destinations, 0).config is NULL:
             raise MemoryError("cannot allocate the core")
+        dest_of(&self.engine.destinations, 0).config.method = METHOD_BYPASS
 
     def __dealloc__(self):
         cdef uint32_t i, j
@@ -245,6 +265,9 @@ cdef class Core:
         cdef Retired *item
         if self.engine is NULL:
             return
+        if self.engine.watch is not NULL:
+            free(self.engine.watch.ring)
+            free(self.engine.watch)
         while self.retired is not NULL:
             item = self.retired
             self.retired = item.next
@@ -732,6 +755,244 @@ cdef class Core:
         service_free(service)
         self.choosers.pop(<uintptr_t>service, None)
 
+    # -- connections that outlive the process ------------------------------------------------------
+
+    def state_rows(self, uint32_t pool, uint32_t start, uint32_t limit):
+        """As connection_rows(), but rows of state_row(), of templates too."""
+        cdef uint32_t fresh = load_acquire_u32(&self.engine.table.pools[pool].fresh)
+        cdef uint32_t end = min(fresh, max(start, 1) + limit)
+        cdef uint32_t index
+        cdef uint8_t copy[RECORD_V6]
+        cdef list rows = []
+        for index in range(max(start, 1), end):
+            self.copy_record(pool, index, copy)
+            if (<Conn *>copy).protocol != CONN_FREE:
+                rows.append(self.state_row(<Conn *>copy, 4 if pool else 1))
+        return (end if end < fresh else 0), rows
+
+    cdef tuple state_row(self, Conn *conn, uint32_t words):
+        """(protocol number, client, port, virtual or the number of the persistence group, port,
+        real or None, port, source, port, state number, timeout ns, deadline ns, flags as in
+        uapi/linux/ip_vs.h, fwmark, packets), from a copy of a record.
+        """
+        cdef const Dest *target = dest_of(&self.engine.destinations, conn.destination)
+        cdef bint is_template = conn.protocol == CONN_TEMPLATE
+        cdef uint32_t method = method_of(conn)
+        cdef uint32_t flags = method
+        cdef uint16_t port = conn.real_port
+        if conn.flags & CONN_SYNCED:
+            flags |= STATE_SYNC
+        if conn.flags & CONN_IN_ONLY:
+            flags |= STATE_NOOUTPUT
+        if is_template:
+            flags |= STATE_TEMPLATE
+        elif not is_active(conn.state):
+            flags |= STATE_INACTIVE
+        if conn.flags & CONN_NO_CLIENT_PORT:
+            flags |= STATE_NO_CPORT
+        if conn.flags & CONN_ONE_WAY:
+            flags |= STATE_ONE_PACKET
+        if is_template or method == METHOD_MASQ:
+            real = format_address(address_of(conn, REAL, words), words)
+        elif method == METHOD_BYPASS:
+            real = None
+        else:
+            real = format_address(target.address, target.words)
+            port = target.port if target.port else conn.virtual_port
+        return (
+            conn.protocol,
+            format_address(address_of(conn, CLIENT, words), words), ntohs(conn.client_port),
+            load32(address_of(conn, VIRTUAL, words)) if is_template
+            else format_address(address_of(conn, VIRTUAL, words), words),
+            ntohs(conn.virtual_port), real, ntohs(port),
+            format_address(address_of(conn, SOURCE, words), words), ntohs(conn.source_port),
+            conn.state, self.engine.timeouts[conn.timeouts][0 if is_template else conn.state],
+            conn.deadline, flags, conn.fwmark, 0 if is_template else conn.packets,
+        )
+
+    def service_key(
+        self, bytes address, uint16_t port, uint8_t protocol, uint32_t mark
+    ):
+        """The key of the service that gets such packets (see inspect()), or None."""
+        cdef Service *service = table_find(
+            &self.engine.table.key, self.engine.snapshot,
+            <const uint8_t *>PyBytes_AS_STRING(address),
+            <uint32_t>(PyBytes_GET_SIZE(address) // 4), htons(port), protocol, mark)
+        return None if service is NULL else key_of(service)
+
+    def import_template(
+        self, record, bytes client, uint32_t id, int64_t deadline, bint assured, int64_t now
+    ):
+        """Bind a client to a destination of the service of a record. False: no room."""
+        cdef Service *service = self.find_service(record)
+        cdef Conn *template
+        cdef Affinity affinity
+        cdef View view
+        cdef uint32_t control, direction
+        view.source = <const uint8_t *>PyBytes_AS_STRING(client)
+        if service is NULL or service.engine != ENGINE_NONE or service.persistence == 0:
+            return False
+        affinity_of(self.engine, service, &view, &affinity)
+        control = hang_on(
+            self.engine, service, &affinity, dest_of(&self.engine.destinations, id), now)
+        if control == 0:
+            return False
+        template = find(&self.engine.table, &affinity.view, &direction)
+        if template is not NULL:
+            template.deadline = deadline
+            if assured:
+                template.state = TEMPLATE_ASSURED
+            spin_unlock(&template.lock)
+        let_go(self.engine, service.words, control)
+        return True
+
+    def import_record(
+        self, record, uint8_t protocol, bytes client, uint16_t client_port, bytes virtual,
+        uint16_t virtual_port, bytes source, uint16_t source_port, uint32_t id, uint8_t state,
+        int64_t deadline, uint32_t packets, uint32_t flags, int64_t now,
+    ):
+        """Make or change a connection of the service of a record to one of its destinations.
+        One of INSERTED, KNOWN, CLASH and FULL.
+        """
+        cdef Service *service = self.find_service(record)
+        cdef Worker *worker
+        cdef uint32_t outcome
+        if service is NULL:
+            return CLASH
+        worker = self.worker_acquire()
+        exchange_u64(&worker.epoch, load_acquire_u64(&self.engine.epoch))
+        outcome = self.import_locked(
+            worker, service, protocol, <const uint8_t *>PyBytes_AS_STRING(client), client_port,
+            <const uint8_t *>PyBytes_AS_STRING(virtual), virtual_port,
+            <const uint8_t *>PyBytes_AS_STRING(source), source_port,
+            dest_of(&self.engine.destinations, id), state, deadline, packets, flags, now)
+        store_release_u64(&worker.epoch, 0)
+        self.worker_release(worker)
+        return outcome
+
+    cdef uint32_t import_locked(
+        self, Worker *worker, Service *service, uint8_t protocol, const uint8_t *client,
+        uint16_t client_port, const uint8_t *virtual, uint16_t virtual_port,
+        const uint8_t *source, uint16_t source_port, Dest *target, uint8_t state,
+        int64_t deadline, uint32_t packets, uint32_t flags, int64_t now,
+    ) noexcept:
+        """`import_record` with the worker's epoch set: nothing that it sees is freed."""
+        cdef View view
+        cdef Conn *conn = NULL
+        cdef Conn *other = NULL
+        cdef uint32_t words = service.words
+        cdef uint32_t control, outcome, tries
+        cdef bint masquerade
+        memset(&view, 0, sizeof(view))
+        view.words = <uint8_t>words
+        view.protocol = protocol
+        view.source = client
+        view.source_port = htons(client_port)
+        view.destination = virtual
+        view.destination_port = htons(virtual_port)
+        masquerade = target.config.method == METHOD_MASQ and (
+            source_port != client_port or not same_address(client, source, words))
+        for tries in range(2):
+            conn = allocate_swept(self.engine, worker, words, now)
+            if conn is NULL:
+                return FULL
+            control = 0
+            if service.persistence:
+                control = hang_on_known(self.engine, service, &view, target)
+            spin_lock(&conn.lock)
+            fill(
+                self.engine, conn, service, NULL, &view, target,
+                flags_of(service, target, &view, masquerade), now)
+            conn.flags &= <uint16_t>~CONN_ONE_WAY
+            if flags & STATE_SYNC:
+                conn.flags |= CONN_SYNCED
+            if not flags & STATE_NOOUTPUT:
+                conn.flags &= <uint16_t>~CONN_IN_ONLY
+            conn.state = state
+            conn.deadline = deadline
+            conn.packets = packets
+            copy_address(address_of(conn, SOURCE, words), source, words)
+            conn.source_port = htons(source_port)
+            compute_deltas(conn, words)
+            store_u8(&conn.protocol, protocol)
+            outcome = insert(&self.engine.table, conn, words, &other)
+            if outcome == INSERTED:
+                count_in(target, conn)
+                worker.created += 1
+                conn.control = control
+                spin_unlock(&conn.lock)
+                return INSERTED
+            discard(self.engine, conn, words)
+            let_go(self.engine, words, control)
+            if other is NULL:
+                return outcome
+            if outcome == KNOWN and other.destination == target.id:
+                if other.state != state:
+                    add_i32(load_of(target, other.state), -1)
+                    add_i32(load_of(target, state), 1)
+                    other.state = state
+                other.deadline = deadline
+                other.packets = packets
+                spin_unlock(&other.lock)
+                return KNOWN
+            # It went elsewhere, or is over: ip_vs_sync.c, ip_vs_proc_conn, starts it anew.
+            if outcome == KNOWN or other.deadline <= now:
+                other.deadline = now
+                spin_unlock(&other.lock)
+                expire(self.engine, worker, other, words, now)
+            else:
+                spin_unlock(&other.lock)
+                return CLASH
+        return CLASH
+
+    def watch_open(self, uint32_t limit, uint32_t threshold, uint32_t period):
+        """Note connections from now on, `limit` of them until they are read."""
+        cdef Watch *watch
+        if self.engine.watch is not NULL:
+            raise RuntimeError("connections are being watched already")
+        watch = <Watch *>calloc(1, sizeof(Watch))
+        if watch is NULL:
+            raise MemoryError("cannot watch connections")
+        watch.ring = <Noted *>calloc(limit, sizeof(Noted))
+        if watch.ring is NULL:
+            free(watch)
+            raise MemoryError(f"cannot watch {limit} connections")
+        watch.size = limit
+        watch.threshold = threshold
+        watch.period = period
+        exchange_ptr(<void **>&self.engine.watch, watch)
+
+    def watch_close(self):
+        """Watch no more. What was not read is lost."""
+        cdef Watch *watch = self.engine.watch
+        cdef uint64_t epoch
+        if watch is not NULL:
+            exchange_ptr(<void **>&self.engine.watch, NULL)
+            epoch = add_ordered_u64(&self.engine.epoch, 1)
+            self.retire(watch.ring, False, epoch)
+            self.retire(watch, False, epoch)
+
+    def watch_rows(self, uint32_t limit):
+        """(rows of state_row() of connections noted so far, at most `limit`; how many were lost
+        because nobody read in time)."""
+        cdef Watch *watch = self.engine.watch
+        cdef Noted entry
+        cdef bint some
+        cdef list rows = []
+        if watch is NULL:
+            return rows, 0
+        while len(rows) < limit:
+            spin_lock(&watch.lock)
+            some = watch.head != watch.tail
+            if some:
+                entry = watch.ring[watch.tail % watch.size]
+                watch.tail += 1
+            spin_unlock(&watch.lock)
+            if not some:
+                break
+            rows.append(self.state_row(<Conn *>entry.record, entry.words))
+        return rows, watch.lost
+
     # -- observation -----------------------------------------------------------------------------
 
     def draining_ids(self):
@@ -811,13 +1072,16 @@ cdef class Core:
                 rows.append(row)
         return (end if end < fresh else 0), rows
 
-    cdef tuple connection_row(self, uint32_t pool, uint32_t index):
-        cdef uint8_t copy[RECORD_V6]
+    cdef void copy_record(self, uint32_t pool, uint32_t index, uint8_t *copy) noexcept:
         cdef Conn *conn = record(&self.engine.table, pool, index)
         spin_lock(&conn.lock)
         memcpy(copy, conn, RECORD_V6 if pool else RECORD_V4)
         spin_unlock(&conn.lock)
-        conn = <Conn *>copy
+
+    cdef tuple connection_row(self, uint32_t pool, uint32_t index):
+        cdef uint8_t copy[RECORD_V6]
+        cdef Conn *conn = <Conn *>copy
+        self.copy_record(pool, index, copy)
         if conn.protocol == CONN_FREE or conn.protocol == CONN_TEMPLATE:
             return None
         return self.describe(conn, 4 if pool else 1)
@@ -842,7 +1106,6 @@ cdef class Core:
         cdef int32_t member = -1
         cdef uint8_t copy[RECORD_V6]
         cdef object row = None
-        cdef object key = None
         if PyBytes_GET_SIZE(source) != PyBytes_GET_SIZE(destination):
             raise ValueError("source and destination are of different families")
         memset(&view, 0, sizeof(view))
@@ -866,18 +1129,12 @@ cdef class Core:
         service = service_of(self.engine, self.engine.snapshot, &view, mark)
         if service is NULL:
             return row, direction == FROM_DESTINATION, None, -1, -1
-        if service.protocol == PROTOCOL_FWMARK:
-            key = (None, ntohl(load32(service.address)), service.protocol)
-        else:
-            key = (
-                format_address(service.address, service.words), service.first_port,
-                service.protocol)
         rule = rule_for(service, view.source)
         if service.persistence:
             affinity_of(self.engine, service, &view, &affinity)
             member = sticky_member(self.engine, service, &affinity, now)
         return (
-            row, direction == FROM_DESTINATION, key,
+            row, direction == FROM_DESTINATION, key_of(service),
             -1 if rule is NULL else <int>(rule - service.rules), member)
 
     cdef tuple describe(self, Conn *conn, uint32_t words):

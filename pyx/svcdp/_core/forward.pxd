@@ -13,8 +13,6 @@ cdef inline void change_state(
         direction, conn.flags & CONN_IN_ONLY, engine.settings.secure_tcp)
     cdef uint8_t state = next_state(conn.protocol, conn.state, machine, event_of(data, view))
     cdef Dest *target
-    if direction == FROM_DESTINATION:
-        conn.flags &= <uint16_t>~CONN_IN_ONLY
     if conn.control and (state == STATE_ESTABLISHED or (
         conn.protocol == PROTOCOL_UDP and direction == FROM_DESTINATION
     )):
@@ -50,6 +48,8 @@ cdef inline void send_back(
     """Send a reply on to the client. Those of other methods than masq are as they should be."""
     if method_of(conn) == METHOD_MASQ:
         translate(packet, view, conn, view.words, FROM_DESTINATION)
+    else:
+        conn.flags &= <uint16_t>~CONN_IN_ONLY
     decide(worker, packet, SVCDP_VERDICT_FORWARD, reason)
 
 
@@ -72,6 +72,7 @@ cdef inline void forward(
 ) noexcept nogil:
     """Send a packet along a connection, which the caller holds locked."""
     cdef Traffic *traffic
+    cdef uint8_t before = conn.state
     packet.destination = conn.destination
     if unlikely(view.quoted):
         forward_error(engine, worker, packet, view, conn, direction)
@@ -86,6 +87,8 @@ cdef inline void forward(
         conn.packets += 1
         traffic.packets_in += 1
         traffic.bytes_in += view.end
+        if unlikely(engine.watch is not NULL):
+            watch_packet(&engine.table, engine.watch, conn, view.words, before)
         if unlikely(conn.flags & CONN_UNUSUAL or engine.settings.decrement_ttl):
             send_to(engine, worker, packet, view, conn, reason)
             return

@@ -8,6 +8,7 @@ from svcdp._core.packet cimport *
 from svcdp._core.proto cimport *
 from svcdp._core.service cimport *
 from svcdp._core.table cimport Snapshot
+from svcdp._core.watch cimport *
 
 cdef extern from *:
     const int64_t SECOND "INT64_C(1000000000)"     # ns
@@ -60,6 +61,7 @@ cdef struct Engine:
     int64_t second                     # when load is looked at again, ns
     uint32_t drop_rate                 # of packets that open connections, one in so many; 0: none
     uint32_t drop_count
+    Watch *watch                       # who wants to know of connections, or NULL
     int64_t timeouts[TIMEOUT_CLASSES][STATE_COUNT]     # ns; class 0 is the default
 
 

@@ -15,6 +15,13 @@ _ConnectionRow = tuple[
 ]
 
 STATES: tuple[str, ...]
+OUTCOMES: tuple[int, int, int, int]
+
+# protocol, client, port, virtual or number of the persistence group, port, real, port, source,
+# port, state, timeout (ns), deadline (ns), flags, fwmark, packets
+_StateRow = tuple[
+    int, str, int, str | int, int, str | None, int, str, int, int, int, int, int, int, int
+]
 
 @disjoint_base
 class Destination:
@@ -90,6 +97,35 @@ class Core:
     def connection_rows(
         self, pool: Literal[0, 1], start: int, limit: int
     ) -> tuple[int, list[_ConnectionRow]]: ...
+    def state_rows(
+        self, pool: Literal[0, 1], start: int, limit: int
+    ) -> tuple[int, list[_StateRow]]: ...
+    def service_key(
+        self, address: bytes, port: int, protocol: int, mark: int
+    ) -> tuple[str | None, int, int] | None: ...
+    def import_template(
+        self, record: Any, client: bytes, id: int, deadline: int, assured: bool, now: int
+    ) -> bool: ...
+    def import_record(
+        self,
+        record: Any,
+        protocol: int,
+        client: bytes,
+        client_port: int,
+        virtual: bytes,
+        virtual_port: int,
+        source: bytes,
+        source_port: int,
+        id: int,
+        state: int,
+        deadline: int,
+        packets: int,
+        flags: int,
+        now: int,
+    ) -> int: ...
+    def watch_open(self, limit: int, threshold: int, period: int) -> None: ...
+    def watch_close(self) -> None: ...
+    def watch_rows(self, limit: int) -> tuple[list[_StateRow], int]: ...
     def inspect(
         self,
         protocol: int,
