@@ -10,6 +10,7 @@
     ├── NotFoundError (KeyError)           no such service, destination or scheduler
     ├── ClosedError                        used after close()
     ├── SourceError                        a source of objects cannot be read
+    ├── StateError                         saved or received connections cannot be read
     └── PlatformError (OSError)            the system refused; .errno is kept
         ├── MissingCapability              needs CAP_NET_ADMIN or CAP_NET_RAW
         ├── FeatureUnavailable             this kernel or host lacks something: says what
@@ -35,6 +36,7 @@ __all__ = [
     "PlatformError",
     "RulesError",
     "SourceError",
+    "StateError",
     "SvcdpError",
 ]
 
@@ -85,6 +87,10 @@ class ClosedError(SvcdpError):
 
 class SourceError(SvcdpError):
     """A source of Kubernetes objects cannot be read."""
+
+
+class StateError(SvcdpError):
+    """Saved connections, or those that a peer tells of, cannot be read."""
 
 
 class PlatformError(SvcdpError, OSError):

@@ -17,7 +17,7 @@ CYTHON = ROOT / "pyx" / "svcdp"
 
 PLAIN = {"types", "errors", "abc"}
 L2 = PLAIN | {"_core", "_io", "dataplane", "schedulers"}
-L3 = L2 | {"io", "rules", "modes"}
+L3 = L2 | {"io", "ipvs", "rules", "modes"}
 L4 = L3 | {"kube", "sync"}
 EVERYTHING = L4 | {"node", "lab", "cli", "_version"}
 
@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "schedulers": PLAIN,
     "dataplane": PLAIN | {"_core", "schedulers"},
     "io": L2,
+    "ipvs": L2 | {"io"},
     "rules": L2 | {"io"},
     "modes": L3,
     "kube": PLAIN,
@@ -56,6 +57,7 @@ STDLIB_ONLY = {
     "schedulers",
     "dataplane",
     "io",
+    "ipvs",
     "__init__",
 }
 

@@ -1,0 +1,142 @@
+"""What a director tells the others: which connections, when, in which messages."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Literal
+
+from svcdp.dataplane import Dataplane
+from svcdp.ipvs.states import family_of, is_synchronised, protocol_number, state_number
+from svcdp.ipvs.sync import MESSAGE_MAX, MessageBuilder, SyncEntry
+from svcdp.status import SYNC, ConnectionState
+
+__all__ = ["Sender", "SenderStats", "entry_of"]
+
+AGE_MAX = 2.0  # seconds that a connection waits for its message to become full
+FULL_PAUSE = 10.0  # seconds between two starts of the whole table, at least
+FULL_STEP = 8192  # connections of the whole table that go out at once, so that none gets lost
+
+
+@dataclass(frozen=True, slots=True)
+class SenderStats:
+    """Counters since the start."""
+
+    entries: int = 0  #: connections and templates put into messages
+    skipped: int = 0  #: that the protocol cannot express: two IP families in one
+    lost: int = 0  #: changes that came too fast; the whole table was sent for them
+    tables: int = 0  #: times that sending the whole table began
+
+
+class Sender:
+    """Turns what changes in a dataplane into messages.
+
+    The whole table is sent first, then every ``full_interval`` seconds (0: never), after a
+    `request` and when changes were lost. A connection is told of at packet number ``threshold``
+    and then every ``period`` packets, and at changes of its state.
+    Not thread safe.
+    """
+
+    def __init__(
+        self,
+        dp: Dataplane,
+        syncid: int,
+        *,
+        length_max: int = MESSAGE_MAX,
+        version: Literal[0, 1] = 1,
+        full_interval: float = 0,
+        threshold: int = 3,
+        period: int = 50,
+    ) -> None:
+        self._dp = dp
+        self._builder = MessageBuilder(syncid, length_max, version)
+        self._version = version
+        self._interval = full_interval or math.inf
+        self._threshold = threshold
+        self._watch = dp.watch_connections(threshold=threshold, period=period)
+        self._rest: Iterator[ConnectionState] = iter(())
+        self._full_due = -math.inf
+        self._full_began = -math.inf
+        self._oldest = math.inf
+        self.stats = SenderStats()
+
+    def close(self) -> None:
+        self._watch.close()
+
+    def request(self) -> None:
+        """Have the whole table sent soon."""
+        self._full_due = min(self._full_due, self._full_began + FULL_PAUSE)
+
+    def messages(self, now: float) -> Iterator[bytes]:
+        """Those to send now (s, monotonic): call it several times a second."""
+        if self._watch.lost > self.stats.lost:
+            self.stats = replace(self.stats, lost=self._watch.lost)
+            self.request()
+        if now >= self._full_due:
+            self._full_began = now
+            self._full_due = now + self._interval
+            self._rest = filter(self._is_ours, self._dp.export_connections())
+            self.stats = replace(self.stats, tables=self.stats.tables + 1)
+        changed = self._watch.read(FULL_STEP)
+        for state in chain(changed, islice(self._rest, FULL_STEP)):
+            yield from self._add(state, now)
+        if now - self._oldest >= AGE_MAX:
+            yield from self.flush()
+
+    def flush(self) -> Iterator[bytes]:
+        """What waits for its message to become full."""
+        message = self._builder.flush()
+        self._oldest = math.inf
+        if message:
+            yield message
+
+    def _is_ours(self, state: ConnectionState) -> bool:
+        """Not what only the peer has seen packets of: it would get its own old news back."""
+        heard_of = state.flags & SYNC and state.packets <= self._threshold
+        return not heard_of and is_synchronised(state)
+
+    def _add(self, state: ConnectionState, now: float) -> Iterator[bytes]:
+        entry = entry_of(state)
+        if entry is None or (self._version == 0 and family_of(state) != 4):
+            self.stats = replace(self.stats, skipped=self.stats.skipped + 1)
+            return
+        message = self._builder.add(entry)
+        self.stats = replace(self.stats, entries=self.stats.entries + 1)
+        if message:
+            yield message
+            self._oldest = now
+        self._oldest = min(self._oldest, now)
+
+
+def entry_of(state: ConnectionState) -> SyncEntry | None:
+    """The entry that tells of a connection; None when the protocol has no way to: tunnels
+    between the IP families.
+    """
+    if (":" in state.destination) != (family_of(state) == 6):
+        return None
+    is_masqueraded = (state.source, state.source_port) != (state.client, state.client_port)
+    return SyncEntry(
+        protocol_number(state.protocol),
+        state.flags & ~SYNC,
+        state_number(state),
+        state.client,
+        state.client_port,
+        _mark_address(state) if state.protocol == "fwmark" else state.virtual,
+        state.virtual_port,
+        state.destination,
+        state.destination_port,
+        state.fwmark,
+        max(round(state.timeout), 1),
+        source=(state.source, state.source_port) if is_masqueraded else None,
+    )
+
+
+def _mark_address(state: ConnectionState) -> str:
+    """A template of a fwmark service has the mark where others have the virtual address."""
+    packed = state.fwmark.to_bytes(4, "big")
+    if family_of(state) == 4:
+        return str(ipaddress.IPv4Address(packed))
+    return str(ipaddress.IPv6Address(packed + bytes(12)))
