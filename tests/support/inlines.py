@@ -20,7 +20,8 @@ root = sys.argv.pop(1)
 sanitize = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
 setup(name="inlines", ext_modules=cythonize(
     [Extension("inlines", ["inlines.pyx"], include_dirs=[root + "/include"],
-               extra_compile_args=["-O1", *sanitize], extra_link_args=sanitize)],
+               extra_compile_args=["-O1", "-Wno-sign-compare", *sanitize],
+               extra_link_args=sanitize)],
     include_path=[root + "/pyx"], build_dir="build"))
 """
 
