@@ -9,6 +9,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from svcdp._core.abi cimport *
+from svcdp._core.answer cimport answer
 from svcdp._core.batch cimport *
 
 from svcdp.types import Reason, Verdict
@@ -156,6 +157,17 @@ cdef class PacketBatch:
     def reason(self, Py_ssize_t index):
         """Why: a Reason."""
         return REASONS[self.packet(index).reason]
+
+    def answer(self, Py_ssize_t index):
+        """What to send in reply to packet `index` (bytes), which was rejected: a TCP reset or an
+        ICMP error. None when it was not, or must not be answered.
+        """
+        cdef uint8_t out[SVCDP_ANSWER_MAX]
+        cdef svcdp_packet *packet = self.packet(index)
+        cdef uint32_t length = 0
+        if packet.verdict == SVCDP_VERDICT_REJECT:
+            length = answer(packet, out, sizeof(out))
+        return PyBytes_FromStringAndSize(<char *>out, length) if length else None
 
     def verdicts(self):
         """All verdicts, one byte a packet."""

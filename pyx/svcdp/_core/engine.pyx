@@ -339,7 +339,7 @@ cdef class Core:
     cdef uint32_t build_answer(
         self, const svcdp_packet *packet, uint8_t *out, uint32_t capacity
     ) noexcept nogil:
-        return answer(packet.data, packet.len, out, capacity)
+        return answer(packet, out, capacity)
 
     cdef int64_t time_of(self, object now) except -1:
         cdef int64_t time
@@ -407,7 +407,7 @@ cdef class Core:
                         result.hop, packet.data + (16 if result.hop_words == 1 else 24),
                         4 * result.hop_words)
             elif packet.verdict == SVCDP_VERDICT_REJECT:
-                length = answer(packet.data, packet.len, out, sizeof(out))
+                length = answer(&packet, out, sizeof(out))
                 if length:
                     result.buffer = PyBytes_FromStringAndSize(<char *>out, length)
                     result.end = length
@@ -479,15 +479,20 @@ cdef class Core:
         return verdicts
 
     def answer(self, packet):
-        """The reply (bytes) to a rejected packet, or None when it must not be answered."""
+        """The reply (bytes) to a packet that was rejected because nobody serves it: a TCP reset or
+        port unreachable. None when it must not be answered. `Result.packet` and
+        `PacketBatch.answer()` also know of other answers.
+        """
         cdef Py_buffer view
+        cdef svcdp_packet rejected
         cdef uint8_t out[SVCDP_ANSWER_MAX]
         cdef uint32_t length
+        memset(&rejected, 0, sizeof(rejected))
         PyObject_GetBuffer(packet, &view, PyBUF_SIMPLE)
         try:
-            length = answer(
-                <const uint8_t *>view.buf, <uint32_t>min(view.len, <Py_ssize_t>0xffffffff),
-                out, sizeof(out))
+            rejected.data = <uint8_t *>view.buf
+            rejected.len = <uint32_t>min(view.len, <Py_ssize_t>0xffffffff)
+            length = answer(&rejected, out, sizeof(out))
         finally:
             PyBuffer_Release(&view)
         return PyBytes_FromStringAndSize(<char *>out, length) if length else None

@@ -4,15 +4,18 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from svcdp._core.abi cimport *
 from svcdp._core.atomic cimport likely, unlikely
-from svcdp._core.memory cimport load16, ntohs
+from svcdp._core.memory cimport htons, load16, ntohs
 
 cdef enum:
     PROTOCOL_HOP_BY_HOP = 0
     PROTOCOL_ICMP = 1
+    PROTOCOL_IPIP = 4
     PROTOCOL_TCP = 6
     PROTOCOL_UDP = 17
+    PROTOCOL_IPV6 = 41
     PROTOCOL_ROUTING = 43
     PROTOCOL_FRAGMENT = 44
+    PROTOCOL_GRE = 47
     PROTOCOL_ICMP6 = 58
     PROTOCOL_DESTINATION_OPTIONS = 60
     PROTOCOL_SCTP = 132
@@ -39,11 +42,15 @@ cdef struct View:
     uint8_t words              # 32-bit words an address
     uint8_t protocol
     uint8_t tcp_flags
+    uint8_t fragment           # the first fragment of a packet: its payload goes on in others
     uint8_t reason             # PARSED, or why not
     uint32_t transport         # offset of the transport (or ICMP) header
     uint32_t end               # offset behind the IP packet; padding may follow
     uint32_t quoted            # offset of the IP header quoted by an ICMP error, else 0
     uint32_t quoted_transport
+    # Of an ICMP error about a tunnel: offset of the tunnel's outer header; the packet quoted is
+    # the one inside. Else 0.
+    uint32_t tunnel
     void *expected             # the record that most likely has the flow's connection, or NULL
     uint32_t expected_direction
 
@@ -128,6 +135,83 @@ cdef inline uint8_t parse_ip(
     return SVCDP_REASON_MALFORMED
 
 
+cdef inline uint32_t unwrap(
+    const uint8_t *data, uint32_t at, uint32_t end, uint8_t *protocol
+) noexcept nogil:
+    """The offset of the packet inside a tunnel's payload, which is at `at`; 0: no such tunnel.
+
+    `protocol`: what leads to the payload, PROTOCOL_UDP for GUE behind its UDP header; out:
+    PROTOCOL_IPIP or PROTOCOL_IPV6, which is what the packet says of itself. GRE has its checksum
+    at most (RFC 2784), GUE is version 0 without flags, as `tunnel.pxd` writes them.
+    """
+    cdef uint16_t kind
+    if protocol[0] == PROTOCOL_GRE:
+        if end - at < 8 or load16(data + at) & htons(0x7fff):
+            return 0
+        kind = ntohs(load16(data + at + 2))
+        if kind != 0x0800 and kind != 0x86dd:
+            return 0
+        protocol[0] = PROTOCOL_IPIP if kind == 0x0800 else PROTOCOL_IPV6
+        at += 8 if data[at] else 4
+    elif protocol[0] == PROTOCOL_UDP:
+        if end - at < 4 or data[at] or load16(data + at + 2):
+            return 0
+        protocol[0] = data[at + 1]
+        at += 4
+    if at >= end:
+        return 0
+    if protocol[0] == PROTOCOL_IPIP:
+        return at if data[at] >> 4 == 4 else 0
+    return at if protocol[0] == PROTOCOL_IPV6 and data[at] >> 4 == 6 else 0
+
+
+cdef inline uint8_t look_up_quoted(
+    const uint8_t *data, uint32_t at, const View *inner, View *view
+) noexcept nogil:
+    """Make the quoted packet at `at`, whose headers `inner` has, what the view looks up."""
+    if inner.protocol not in (PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_SCTP):
+        return SVCDP_REASON_PROTOCOL
+    if inner.end - inner.transport < 4:
+        return SVCDP_REASON_TRUNCATED
+    view.words = inner.words
+    view.protocol = inner.protocol
+    view.quoted = at
+    view.quoted_transport = inner.transport
+    view.source = inner.destination
+    view.destination = inner.source
+    view.source_port = load16(data + inner.transport + 2)
+    view.destination_port = load16(data + inner.transport)
+    return PARSED
+
+
+cdef inline uint8_t look_into_tunnel(
+    const uint8_t *data, uint32_t payload, uint8_t protocol, View *view
+) noexcept nogil:
+    """Look through a tunnel that an ICMP error quotes at the packet inside: the view is of that
+    one then. Unless PARSED is the answer, the view is as it was.
+    """
+    cdef View inner
+    cdef uint8_t reason
+    cdef uint32_t at = unwrap(data, payload, view.end, &protocol)
+    if at == 0:
+        return SVCDP_REASON_PROTOCOL
+    reason = parse_ip(data, at, view.end, True, &inner)
+    if reason == PARSED:
+        reason = look_up_quoted(data, at, &inner, view)
+    if reason == PARSED:
+        view.tunnel = view.transport + 8
+    return reason
+
+
+cdef inline uint8_t look_into_gue(const uint8_t *data, View *view) noexcept nogil:
+    """An ICMP error about a UDP packet that nobody knows may be about a tunnel of ours."""
+    if view.protocol != PROTOCOL_UDP or view.tunnel:
+        return SVCDP_REASON_PROTOCOL
+    if view.end - view.quoted_transport < 8:
+        return SVCDP_REASON_TRUNCATED
+    return look_into_tunnel(data, view.quoted_transport + 8, PROTOCOL_UDP, view)
+
+
 cdef inline uint8_t parse_icmp_error(
     const uint8_t *data, uint32_t length, View *view
 ) noexcept nogil:
@@ -148,18 +232,10 @@ cdef inline uint8_t parse_icmp_error(
         return reason
     if inner.words != view.words:
         return SVCDP_REASON_MALFORMED
-    if inner.protocol not in (PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_SCTP):
-        return SVCDP_REASON_PROTOCOL
-    if inner.end - inner.transport < 4:
-        return SVCDP_REASON_TRUNCATED
-    view.protocol = inner.protocol
-    view.quoted = view.transport + 8
-    view.quoted_transport = inner.transport
-    view.source = inner.destination
-    view.destination = inner.source
-    view.source_port = load16(data + inner.transport + 2)
-    view.destination_port = load16(data + inner.transport)
-    return PARSED
+    view.tunnel = 0
+    if inner.protocol in (PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_GRE):
+        return look_into_tunnel(data, inner.transport, inner.protocol, view)
+    return look_up_quoted(data, view.transport + 8, &inner, view)
 
 
 cdef inline uint8_t parse(const uint8_t *data, uint32_t length, View *view) noexcept nogil:
@@ -169,6 +245,7 @@ cdef inline uint8_t parse(const uint8_t *data, uint32_t length, View *view) noex
     cdef uint8_t reason = parse_ip(data, 0, length, False, view)
     view.quoted = 0
     view.tcp_flags = 0
+    view.fragment = 0
     if unlikely(reason != PARSED):
         return reason
     transport = data + view.transport

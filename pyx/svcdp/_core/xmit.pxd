@@ -5,7 +5,7 @@ from svcdp._core.abi cimport *
 from svcdp._core.atomic cimport unlikely
 from svcdp._core.checksum cimport *
 from svcdp._core.conn cimport *
-from svcdp._core.memory cimport copy_address, load16, ntohs, store16, store32
+from svcdp._core.memory cimport copy_address, htonl, htons, load16, ntohs, store16, store32
 from svcdp._core.packet cimport *
 
 
@@ -62,8 +62,10 @@ cdef inline void update_checksum(
     elif view.protocol == PROTOCOL_UDP:
         checksum = load16(transport + 6)
         if unlikely(checksum == 0):
-            # "Not computed" gets one, as in IPVS: the rewrite is then covered too.
-            complete_checksum(packet.data, view)
+            # "Not computed" gets one, as in IPVS: the rewrite is then covered too. It is over the
+            # whole packet, which a fragment is not.
+            if not view.fragment:
+                complete_checksum(packet.data, view)
         else:
             checksum = apply_delta(checksum, delta)
             store16(transport + 6, checksum if checksum else 0xffff)
@@ -129,10 +131,20 @@ cdef inline uint16_t set_word(uint8_t *at, uint16_t value, uint16_t delta) noexc
     return delta
 
 
-cdef inline void translate_error(
+cdef inline bint is_error_intact(const uint8_t *data, const View *view) noexcept nogil:
+    """Whether the ICMP checksum of the view's error is right."""
+    cdef uint32_t length = view.end - view.transport
+    cdef uint64_t sum = 0
+    if data[0] >> 4 == 6:
+        sum = sum_bytes(data + 8, 32, <uint64_t>htonl(length) + htons(PROTOCOL_ICMP6))
+    return fold(sum_bytes(data + view.transport, length, sum)) == 0xffff
+
+
+cdef inline uint8_t translate_error(
     svcdp_packet *packet, const View *view, Conn *conn, uint32_t direction
 ) noexcept nogil:
-    """NAT of an ICMP error that travels in `direction` and quotes a packet of the other one.
+    """NAT of an ICMP error that travels in `direction` and quotes a packet of the other one:
+    PARSED, or CHECKSUM and untouched.
 
     The error's source becomes the virtual address whoever sent it, and the quoted packet becomes
     what the receiver of the error once sent, all but its transport checksum (ip_vs_core.c,
@@ -149,6 +161,8 @@ cdef inline void translate_error(
     cdef uint8_t *checksum = data + view.transport + 2
     cdef bint masquerade = conn.flags & CONN_MASQUERADE
     cdef uint16_t outer = 0, inner = 0, header
+    if not is_error_intact(data, view):
+        return SVCDP_REASON_CHECKSUM
     if direction == FROM_DESTINATION:
         outer = set_address(source, address_of(conn, VIRTUAL, words), words, outer)
         inner = set_address(quoted_target, address_of(conn, VIRTUAL, words), words, inner)
@@ -174,3 +188,4 @@ cdef inline void translate_error(
         inner = set_word(ports + 2, conn.source_port, inner)
     store16(checksum, apply_delta(load16(checksum), fold(<uint64_t>outer + inner)))
     packet.flags |= SVCDP_PACKET_CHANGED
+    return PARSED
