@@ -16,6 +16,7 @@ __all__ = ["Receiver", "ReceiverStats", "state_of"]
 
 METHOD = 0x0007
 TEMPLATE_TIMEOUT = 180  # seconds, as in ip_vs_sync.c
+TIMEOUT_MAX = 31 * 86400  # seconds, the longest that ipvsadm takes
 #: Flags that a peer may set.
 FLAGS = METHOD | NOOUTPUT | INACTIVE | NO_CPORT | TEMPLATE
 
@@ -109,7 +110,7 @@ def state_of(entry: SyncEntry, packets: int) -> ConnectionState:
         source_port=source_port,
         state=state,
         timeout=timeout,
-        expires_in=timeout,
+        expires_in=min(timeout, TIMEOUT_MAX),
         flags=flags,
         fwmark=entry.fwmark,
         packets=packets,

@@ -36,7 +36,8 @@ class Sender:
 
     The whole table is sent first, then every ``full_interval`` seconds (0: never), after a
     `request` and when changes were lost. A connection is told of at packet number ``threshold``
-    and then every ``period`` packets, and at changes of its state.
+    and then every ``period`` packets, and at changes of its state; ``watch_limit`` of them wait
+    to be sent.
     Not thread safe.
     """
 
@@ -50,13 +51,14 @@ class Sender:
         full_interval: float = 0,
         threshold: int = 3,
         period: int = 50,
+        watch_limit: int = 1 << 16,
     ) -> None:
         self._dp = dp
         self._builder = MessageBuilder(syncid, length_max, version)
         self._version = version
         self._interval = full_interval or math.inf
         self._threshold = threshold
-        self._watch = dp.watch_connections(threshold=threshold, period=period)
+        self._watch = dp.watch_connections(watch_limit, threshold=threshold, period=period)
         self._rest: Iterator[ConnectionState] = iter(())
         self._full_due = -math.inf
         self._full_began = -math.inf
