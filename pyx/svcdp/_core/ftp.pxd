@@ -131,7 +131,11 @@ cdef inline bint read_extended(
         return False
     message.words = 1 if text[at + 1] == b"1" else 4 if text[at + 1] == b"2" else 0
     at += 3
-    while at < length and text[at] != message.delimiter and size < ADDRESS_TEXT_MAX - 1:
+    # A NUL would end the address for inet_pton().
+    while (
+        at < length and text[at] != message.delimiter and text[at]
+        and size < ADDRESS_TEXT_MAX - 1
+    ):
         address[size] = <char>text[at]
         size += 1
         at += 1

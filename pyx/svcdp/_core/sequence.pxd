@@ -40,8 +40,10 @@ cdef inline uint32_t moved(const SeqDelta *seq, uint32_t number) noexcept nogil:
 
 
 cdef inline uint32_t moved_back(const SeqDelta *seq, uint32_t number) noexcept nogil:
-    """What the receiver acknowledges, as the sender counts."""
-    if is_after(number, seq.position + <uint32_t>seq.delta):
+    """What the receiver acknowledges, as the sender counts. IPVS adds `delta` here, and so takes
+    an acknowledgement of what precedes shortened text for one of its first bytes.
+    """
+    if is_after(number, seq.position + <uint32_t>seq.previous_delta):
         return number - <uint32_t>seq.delta
     return number - <uint32_t>seq.previous_delta
 
