@@ -85,10 +85,13 @@ cdef inline int32_t pick_twos(const Service *service, uint64_t *random) noexcept
     """The less loaded of two random members (ip_vs_twos.c; Mitzenmacher 2001)."""
     cdef const Member *one
     cdef const Member *two
+    cdef int32_t first, second
     cdef uint64_t total = available_weight(service)
+    if total == 0:
+        return -1
     # From 0 to the total, both included: 0 is the first member's too, as in the kernel.
-    cdef int32_t first = member_at(service, next_random(random) % (total + 1))
-    cdef int32_t second = member_at(service, next_random(random) % (total + 1))
+    first = member_at(service, next_random(random) % (total + 1))
+    second = member_at(service, next_random(random) % (total + 1))
     if first < 0 or second < 0:
         return max(first, second)
     one = &service.members[first]
