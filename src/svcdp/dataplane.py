@@ -62,6 +62,7 @@ __all__ = [
     "Stats",
     "Transaction",
     "VirtualService",
+    "captures_of",
 ]
 
 CONNECTIONS_MAX = 1 << 28
@@ -135,8 +136,8 @@ class Dataplane(Core):
     _lock: threading.RLock
     _committing: bool
     _installed: dict[Key, Installed]
-    #: Removed destinations that connections still use, by id: service key and last port, spec.
-    _drained: dict[int, tuple[Key, int, DestinationSpec, Handle]]
+    #: Removed destinations that connections still use, by id, with the service they served.
+    _drained: dict[int, tuple[ServiceSpec, DestinationSpec, Handle]]
     _affinities: dict[str, int]
     _affinity_last: int
     #: (address, protocol) that have, or had, a range of ports.
@@ -301,7 +302,7 @@ class Dataplane(Core):
                 )
         self._check_overlaps(services)
         self._collect_drained()
-        returning = {(key, (m.address, m.port)): h for key, _, m, h in self._drained.values()}
+        returning = {(s.key, (m.address, m.port)): h for s, m, h in self._drained.values()}
         fresh: list[Handle] = []
         restored: list[int] = []
         try:
@@ -314,7 +315,7 @@ class Dataplane(Core):
                 key: base for key, base in bases.items() if base is not None and key in services
             }
             gone = [
-                (key, ports_of(base.spec)[1], member, base.handles[member.address, member.port])
+                (base.spec, member, base.handles[member.address, member.port])
                 for key, base in outgoing.items()
                 for member in base.spec.destinations
                 if key not in installed
@@ -341,7 +342,7 @@ class Dataplane(Core):
         for id in restored:
             del self._drained[id]
         for entry in gone:
-            self._drained[entry[3].id] = entry
+            self._drained[entry[2].id] = entry
         if any(
             base.record.affinity
             and (key not in installed or installed[key].record.affinity != base.record.affinity)
@@ -534,12 +535,8 @@ class Dataplane(Core):
         has connections.
         """
         with self._lock:
-            entries = [
-                (key, ports_of(state.spec)[1], member)
-                for key, state in self._installed.items()
-                for member in state.spec.destinations or (None,)
-            ]
-        return _captures(entries) | self.draining()
+            specs = [state.spec for state in self._installed.values()]
+        return captures_of(specs) | self.draining()
 
     def draining(self) -> Captures:
         """The part of `captures()` that is there for the sake of old connections only, or of
@@ -547,9 +544,7 @@ class Dataplane(Core):
         """
         with self._lock:
             self._collect_drained()
-            return _captures(
-                (key, last_port, member) for key, last_port, member, _ in self._drained.values()
-            )
+            return _captures((spec, member) for spec, member, _ in self._drained.values())
 
     def sweep(self, now: int | None = None, limit: int | None = None) -> None:
         """Drop expired connections among the next ``limit`` (default: all) of each family."""
@@ -586,23 +581,44 @@ class Dataplane(Core):
         return explain_new(flow, spec, [*reversed(state.handles)], rule_index, member)
 
 
-def _captures(entries: Iterable[tuple[Key, int, DestinationSpec | None]]) -> Captures:
-    """What must be captured for destinations (or None) of services, by key and last port."""
+def captures_of(specs: Iterable[ServiceSpec]) -> Captures:
+    """Whose packets must reach a dataplane with these services and no others."""
+    return _captures((spec, each) for spec in specs for each in spec.destinations or (None,))
+
+
+def _captures(entries: Iterable[tuple[ServiceSpec, DestinationSpec | None]]) -> Captures:
     virtual = set()
-    real = set()
+    real: set[tuple[str, str, int]] = set()
     ranges = set()
     marks = set()
-    for (address, port, protocol), last_port, member in entries:
+    tunnels = set()
+    hops = set()
+    for spec, member in entries:
+        address, port, protocol = spec.key
         if protocol == "fwmark":
             marks.add((port, 6 if ":" in address else 4))
-        elif port and last_port != port:
-            ranges.add((protocol, address, port, last_port))
+        elif spec.helper:  # other connections belong to the one that it reads
+            virtual.add((protocol, address, 0))
+        elif port and spec.last_port not in (0, port):
+            ranges.add((protocol, address, port, spec.last_port))
         else:
             virtual.add((protocol, address, port))
-        if member is not None and member.method == "masq":
-            for name in ("tcp", "udp", "sctp") if protocol == "fwmark" else (protocol,):
-                real.add((name, member.address, member.port))
-    return Captures(frozenset(virtual), frozenset(real), frozenset(ranges), frozenset(marks))
+        if member is not None:
+            real.update(_replies(spec, member))
+            if member.method == "tunnel":
+                tunnels.add(spec.key)
+            if member.method == "dr" and member.mark:
+                hops.add((member.mark, member.address))
+    return Captures(*map(frozenset, (virtual, real, ranges, marks, tunnels, hops)))
+
+
+def _replies(spec: ServiceSpec, member: DestinationSpec) -> Iterator[tuple[str, str, int]]:
+    """What replies of a destination come from."""
+    if member.method == "masq":
+        for protocol in ("tcp", "udp", "sctp") if spec.protocol == "fwmark" else (spec.protocol,):
+            yield protocol, member.address, 0 if spec.helper else member.port
+    elif spec.protocol != "fwmark":  # else the address that clients dial is not known
+        yield spec.protocol, spec.address, 0 if spec.last_port else spec.port
 
 
 def _persistence_group(spec: ServiceSpec) -> str:

@@ -126,12 +126,17 @@ class Captures:
     """Whose packets must reach the dataplane: (protocol, address, port) of what they are sent to
     (``virtual``) or come from (``real``), where port 0 is every port; (protocol, address, first
     port, last port); and (firewall mark, IP version).
+
+    ``tunnels`` are the keys of those services that send packets through tunnels. ``hops`` are
+    (firewall mark, address): where packets with that mark must go, whatever their destination.
     """
 
     virtual: frozenset[tuple[str, str, int]] = frozenset()
     real: frozenset[tuple[str, str, int]] = frozenset()
     ranges: frozenset[tuple[str, str, int, int]] = frozenset()
     marks: frozenset[tuple[int, int]] = frozenset()
+    tunnels: frozenset[tuple[str, int, str]] = frozenset()
+    hops: frozenset[tuple[int, str]] = frozenset()
 
     def __or__(self, other: Captures) -> Captures:
         return Captures(
@@ -139,4 +144,6 @@ class Captures:
             self.real | other.real,
             self.ranges | other.ranges,
             self.marks | other.marks,
+            self.tunnels | other.tunnels,
+            self.hops | other.hops,
         )
