@@ -609,7 +609,14 @@ def _captures(entries: Iterable[tuple[ServiceSpec, DestinationSpec | None]]) -> 
                 tunnels.add(spec.key)
             if member.method == "dr" and member.mark:
                 hops.add((member.mark, member.address))
-    return Captures(*map(frozenset, (virtual, real, ranges, marks, tunnels, hops)))
+    return Captures(
+        frozenset(virtual),
+        frozenset(real),
+        frozenset(ranges),
+        frozenset(marks),
+        frozenset(tunnels),
+        frozenset(hops),
+    )
 
 
 def _replies(spec: ServiceSpec, member: DestinationSpec) -> Iterator[tuple[str, str, int]]:
