@@ -17,7 +17,9 @@ Buffers in, rewritten buffers out: no daemon, no root, no threads, no logs confi
 import logging
 
 from svcdp._core.batch import PacketBatch
+from svcdp._core.decap import decapsulate
 from svcdp._core.engine import Result
+from svcdp._core.fragment import fragment
 from svcdp._version import __version__
 from svcdp.dataplane import (
     Captures,
@@ -102,6 +104,8 @@ __all__ = [
     "Verdict",
     "VirtualService",
     "__version__",
+    "decapsulate",
+    "fragment",
     "fwmark_key",
     "register_scheduler",
 ]

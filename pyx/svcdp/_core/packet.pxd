@@ -135,34 +135,36 @@ cdef inline uint8_t parse_ip(
     return SVCDP_REASON_MALFORMED
 
 
-cdef inline uint32_t unwrap(
-    const uint8_t *data, uint32_t at, uint32_t end, uint8_t *protocol
+cdef inline bint unwrap(
+    const uint8_t *data, uint32_t *at, uint32_t end, uint8_t *protocol
 ) noexcept nogil:
-    """The offset of the packet inside a tunnel's payload, which is at `at`; 0: no such tunnel.
+    """Move `at` from a tunnel's payload to the packet inside. False: it is no such tunnel.
 
     `protocol`: what leads to the payload, PROTOCOL_UDP for GUE behind its UDP header; out:
     PROTOCOL_IPIP or PROTOCOL_IPV6, which is what the packet says of itself. GRE has its checksum
     at most (RFC 2784), GUE is version 0 without flags, as `tunnel.pxd` writes them.
     """
+    cdef const uint8_t *header = data + at[0]
+    cdef uint32_t room = end - at[0]
     cdef uint16_t kind
     if protocol[0] == PROTOCOL_GRE:
-        if end - at < 8 or load16(data + at) & htons(0x7fff):
-            return 0
-        kind = ntohs(load16(data + at + 2))
+        if room < 8 or load16(header) & htons(0x7fff):
+            return False
+        kind = ntohs(load16(header + 2))
         if kind != 0x0800 and kind != 0x86dd:
-            return 0
+            return False
         protocol[0] = PROTOCOL_IPIP if kind == 0x0800 else PROTOCOL_IPV6
-        at += 8 if data[at] else 4
+        at[0] += 8 if header[0] else 4
     elif protocol[0] == PROTOCOL_UDP:
-        if end - at < 4 or data[at] or load16(data + at + 2):
-            return 0
-        protocol[0] = data[at + 1]
-        at += 4
-    if at >= end:
-        return 0
+        if room < 4 or header[0] or load16(header + 2):
+            return False
+        protocol[0] = header[1]
+        at[0] += 4
+    if at[0] >= end:
+        return False
     if protocol[0] == PROTOCOL_IPIP:
-        return at if data[at] >> 4 == 4 else 0
-    return at if protocol[0] == PROTOCOL_IPV6 and data[at] >> 4 == 6 else 0
+        return data[at[0]] >> 4 == 4
+    return protocol[0] == PROTOCOL_IPV6 and data[at[0]] >> 4 == 6
 
 
 cdef inline uint8_t look_up_quoted(
@@ -192,12 +194,11 @@ cdef inline uint8_t look_into_tunnel(
     """
     cdef View inner
     cdef uint8_t reason
-    cdef uint32_t at = unwrap(data, payload, view.end, &protocol)
-    if at == 0:
+    if not unwrap(data, &payload, view.end, &protocol):
         return SVCDP_REASON_PROTOCOL
-    reason = parse_ip(data, at, view.end, True, &inner)
+    reason = parse_ip(data, payload, view.end, True, &inner)
     if reason == PARSED:
-        reason = look_up_quoted(data, at, &inner, view)
+        reason = look_up_quoted(data, payload, &inner, view)
     if reason == PARSED:
         view.tunnel = view.transport + 8
     return reason
