@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -31,7 +30,7 @@ class ReceiverStats:
     malformed_entries: int = 0
     requests: int = 0  #: for the whole table
     #: Entries, by what became of them: as `Dataplane.import_connection` says.
-    outcomes: Counter[str] = field(default_factory=Counter)
+    outcomes: dict[str, int] = field(default_factory=dict)
 
 
 class Receiver:
@@ -80,7 +79,8 @@ class Receiver:
         except (ConfigError, StateError):
             self.stats.malformed_entries += 1
         else:
-            self.stats.outcomes[outcome] += 1
+            outcomes = self.stats.outcomes
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
 
 def state_of(entry: SyncEntry, packets: int) -> ConnectionState:

@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from svcdp.dataplane import Dataplane
@@ -170,13 +170,14 @@ class SyncDaemon:
 
     def stats(self) -> SyncStats:
         """The counters."""
+        received = self._receiver.stats
         return SyncStats(
             self._messages,
             self._bytes,
             self._errors,
             self._strangers,
             self._sender.stats if self._sender else SenderStats(),
-            self._receiver.stats,
+            replace(received, outcomes=dict(received.outcomes)),
         )
 
     # -- the thread ------------------------------------------------------------------------------

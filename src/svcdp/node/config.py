@@ -21,6 +21,7 @@ import yaml
 from msgspec import Meta
 
 from svcdp.errors import ConfigError
+from svcdp.ipvs.syncd import GROUP, PORT
 from svcdp.node.values import Address, Cidr, Mark, Range
 
 __all__ = ["API_VERSION", "KIND", "LoadedConfig", "NodeConfig", "Setting", "load", "settings"]
@@ -34,7 +35,8 @@ _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def _key(name: str) -> str:
     """``pod_cidrs`` -> ``podCIDRs``, as Kubernetes writes its keys."""
     head, *rest = name.split("_")
-    return head + "".join("CIDRs" if word == "cidrs" else word.capitalize() for word in rest)
+    special = {"cidrs": "CIDRs", "id": "ID"}
+    return head + "".join(special.get(word, word.capitalize()) for word in rest)
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
@@ -98,6 +100,30 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     admin_socket: Annotated[
         str, Meta(description="socket of `svcdp get` (default: admin.sock in the run folder)")
     ] = ""
+    state_file: Annotated[
+        str, Meta(description="file in which connections outlive a restart (default: none)")
+    ] = ""
+    state_interval: Annotated[
+        float, Meta(ge=1, description="seconds after which connections are saved again")
+    ] = 60.0
+    sync_role: Annotated[
+        Literal["none", "master", "backup", "both"],
+        Meta(description="tell other nodes of connections (IPVS sync protocol), or hear of theirs"),
+    ] = "none"
+    sync_interface: Annotated[
+        str, Meta(description="interface to the other nodes; multicast needs it")
+    ] = ""
+    sync_group: Annotated[
+        Address, Meta(description="multicast group, or the address of the one other node")
+    ] = Address(GROUP)
+    sync_port: Annotated[int, Meta(ge=1, le=65535, description="UDP port of all nodes")] = PORT
+    sync_id: Annotated[
+        int, Meta(ge=0, le=255, description="of nodes that belong together; 0 hears all")
+    ] = 0
+    sync_full_interval: Annotated[
+        float,
+        Meta(ge=0, description="seconds after which all connections are told again, 0: never"),
+    ] = 0.0
     sync_retry: Annotated[
         float, Meta(ge=0.5, description="longest wait for another try of a failed update, seconds")
     ] = 30.0

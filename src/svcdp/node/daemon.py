@@ -1,8 +1,9 @@
 """The node daemon: puts the parts together in the right order, and takes them apart again.
 
-Start: bind the queues and set their flags, load what is to be served, install the rules;
-from the first captured packet on somebody answers. Stop: remove the rules, let the queues
-run empty, unbind. A failure at any step undoes the steps before it.
+Start: bind the queues and set their flags, load what is to be served, go on with old
+connections, install the rules; from the first captured packet on somebody answers. Stop: remove
+the rules, let the queues run empty, save the connections, unbind. A failure at any step undoes
+the steps before it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from svcdp.node.capture import capture_plan, choose_backend
 from svcdp.node.config import NodeConfig, settings
 from svcdp.node.context import node_context
 from svcdp.node.network import claim_netns, discover_addresses
+from svcdp.node.state import ConnectionStore
+from svcdp.node.syncing import peers, sync_daemon
 from svcdp.node.systemd import notify, watchdog_interval
 from svcdp.sync import Sync
 
@@ -74,6 +77,8 @@ class _Daemon:
             forward_mark=config.forward_mark,
             pass_mark=config.pass_mark,
         )
+        self._store = ConnectionStore(self._dataplane, config.state_file, config.state_interval)
+        self._peers = sync_daemon(self._dataplane, config)
 
     async def main(self) -> None:
         serving = asyncio.create_task(self._serve())
@@ -104,6 +109,10 @@ class _Daemon:
             undo.enter_context(claim_netns())
             undo.callback(self._workers.stop)
             self._workers.start()
+            # When no packet comes any more.
+            undo.push_async_callback(self._store.close)
+            if self._peers is not None:
+                undo.push_async_callback(asyncio.to_thread, self._peers.stop)
             mode = NfqueueMode(self._dataplane, backend, capture_plan(config, addresses))
             undo.push_async_callback(self._withdraw, mode)
             sync = await undo.enter_async_context(
@@ -118,6 +127,9 @@ class _Daemon:
             await admin.start()
             sync.follow(self._source)
             await sync.ready()
+            await self._store.open()
+            if self._peers is not None:
+                self._peers.start()
             await asyncio.to_thread(mode.install)
             notify("READY=1")
             log.info(
@@ -149,6 +161,8 @@ class _Daemon:
         for number in itertools.count(1):
             await asyncio.sleep(min(TICK, watchdog or TICK))
             self._workers.check()
+            if self._peers is not None:
+                self._peers.check()
             share = -(-self._config.max_connections // SWEEP_ROUNDS)
             await asyncio.to_thread(self._dataplane.sweep, limit=share)
             if number % TRIM_ROUNDS == 0:
@@ -190,5 +204,6 @@ class _Daemon:
             "endpoints": lambda request: views.endpoints(self._dataplane, request),
             "connections": lambda request: views.connections(self._dataplane, request),
             "queues": lambda request: views.queues(self._workers),
+            "peers": lambda request: peers(self._peers),
             "status": lambda request: views.status(self._dataplane, sync),
         }
