@@ -16,7 +16,7 @@ from svcdp.records import (
     check_port,
     parse_address,
 )
-from svcdp.status import ONE_PACKET, ConnectionState
+from svcdp.status import ONE_PACKET, SYNC, ConnectionState
 from svcdp.types import Protocol, ServiceSpec, fwmark_key
 
 if TYPE_CHECKING:
@@ -100,7 +100,13 @@ def import_connection(dataplane: Dataplane, state: ConnectionState, now: int) ->
         client = parse_address(state.client).packed
         if state.is_template:
             made = dataplane.import_template(
-                installed.record, client, handle.id, deadline, state.state == ASSURED, now
+                installed.record,
+                client,
+                handle.id,
+                deadline,
+                state.state == ASSURED,
+                bool(state.flags & SYNC),
+                now,
             )
             return "created" if made else "refused"
         return _OUTCOMES[

@@ -3,9 +3,11 @@
 # A template is a record whose client is the one bound and whose virtual address is the persistence
 # group. Connections made through it hang on it, and it outlives them.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
-from svcdp._core.memory cimport copy_address, load32, same_address, store32
+from svcdp._core.hash cimport mix
+from svcdp._core.memory cimport copy_address, load32, load64, same_address, store32
+from svcdp._core.persist cimport persistence_key
 from svcdp._core.worker cimport *
 
 # A template's key, and a view of it to look it up by.
@@ -15,11 +17,37 @@ cdef struct Affinity:
     View view
 
 
-cdef inline void affinity_of(
-    Engine *engine, const Service *service, const View *packet, Affinity *affinity
+cdef inline void call_affinity(
+    Engine *engine, const uint8_t *key, uint32_t size, uint32_t words, Affinity *affinity
 ) noexcept nogil:
-    """The key of the client: its network and the service's persistence group."""
-    cdef uint32_t i
+    """A call instead of a client: what there is room for of its hash, secret as the flows' is."""
+    cdef uint64_t low = engine.table.key.word[0], high = engine.table.key.word[1]
+    cdef uint32_t at = 0
+    cdef uint8_t tail[16]
+    while at + 16 <= size:
+        low = mix(low ^ load64(key + at), engine.table.key.word[2] ^ load64(key + at + 8))
+        high = mix(high ^ low, engine.table.key.word[3])
+        at += 16
+    memset(tail, 0, sizeof(tail))
+    memcpy(tail, key + at, size - at)
+    low = mix(low ^ load64(tail), engine.table.key.word[2] ^ load64(tail + 8) ^ size)
+    high = mix(high ^ low, engine.table.key.word[3])
+    memcpy(affinity.client, &low, 4 if words == 1 else 8)
+    if words == 4:
+        memcpy(affinity.client + 8, &high, 8)
+    affinity.view.source_port = <uint16_t>(high >> 32)
+    affinity.view.destination_port = <uint16_t>(low >> 32) | 1     # no client has ports here
+
+
+cdef inline bint affinity_of(
+    Engine *engine, const Service *service, const uint8_t *data, const View *packet,
+    Affinity *affinity
+) noexcept nogil:
+    """The key of the client (its network), or of the call that the packet at `data` is of, in the
+    service's persistence group. False: it names no call.
+    """
+    cdef uint32_t i, size
+    cdef const uint8_t *key = NULL
     cdef View *view = &affinity.view
     for i in range(0, 4 * service.words, 4):
         store32(
@@ -31,8 +59,15 @@ cdef inline void affinity_of(
     view.source = affinity.client
     view.destination = affinity.group
     view.source_port = view.destination_port = 0
+    if service.engine != ENGINE_NONE:
+        size = persistence_key(service.engine, data, packet, &key) if data is not NULL else 0
+        if size == 0:
+            return False
+        call_affinity(engine, key, size, service.words, affinity)
     view.hash = hash_flow(
-        &engine.table.key, view.words, view.source, view.destination, 0, 0, CONN_TEMPLATE)
+        &engine.table.key, view.words, view.source, view.destination, view.source_port,
+        view.destination_port, CONN_TEMPLATE)
+    return True
 
 
 cdef inline bint is_bound(const Conn *template, int64_t now) noexcept nogil:
@@ -87,6 +122,7 @@ cdef inline void bind_template(
 ) noexcept nogil:
     cdef uint8_t name[16]
     name_of(target, service.words, name)
+    template.flags = 0
     template.real_port = target.port
     copy_address(address_of(template, REAL, service.words), name, service.words)
     store_i64(&template.deadline, now + service.persistence)
@@ -116,7 +152,6 @@ cdef inline uint32_t hang_on(
             return 0
         spin_lock(&template.lock)
         template.state = template.timeouts = 0
-        template.flags = 0
         template.destination = template.packets = 0
         template.control = template.extra = template.fwmark = 0
         template.client_port = affinity.view.source_port
@@ -150,7 +185,8 @@ cdef inline uint32_t hang_on_known(
     cdef Conn *template
     cdef uint32_t direction
     cdef uint32_t result = 0
-    affinity_of(engine, service, packet, &affinity)
+    if not affinity_of(engine, service, NULL, packet, &affinity):
+        return 0
     template = find(&engine.table, &affinity.view, &direction)
     if template is NULL:
         return 0

@@ -14,7 +14,8 @@
 # stripe's sequence number whether it may believe that.
 #
 # Persistence templates are records too, of CONN_TEMPLATE as protocol, with a slot for the client's
-# direction only. One-packet connections (CONN_ONE_WAY) have one for their replies only.
+# direction only, and so have connections that a helper expects (CONN_NO_CLIENT_PORT). One-packet
+# connections (CONN_ONE_WAY) have one for their replies only.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from svcdp._core.atomic cimport *
@@ -59,6 +60,7 @@ cdef enum:
 
     RECORD_V4 = 64
     RECORD_V6 = 128
+    RECORD_WORDS = 16          # 64-bit words that hold either
 
     # insert(), attach()
     INSERTED = 0
@@ -122,7 +124,7 @@ cdef inline uint32_t method_of(const Conn *conn) noexcept nogil:
 
 cdef inline bint has_both(const Conn *conn) noexcept nogil:
     """Whether both directions have a slot."""
-    return conn.protocol != CONN_TEMPLATE and not conn.flags & CONN_ONE_WAY
+    return conn.protocol != CONN_TEMPLATE and not conn.flags & (CONN_ONE_WAY | CONN_NO_CLIENT_PORT)
 
 
 cdef inline uint32_t first_direction(const Conn *conn) noexcept nogil:
@@ -475,5 +477,7 @@ cdef inline bint remove(
     return mine
 
 
+cdef void *reserve(size_t size) except NULL
+cdef void give_back(void *memory, size_t size) noexcept
 cdef int table_init(Table *table, uint32_t limit) except -1
 cdef void table_free(Table *table) noexcept

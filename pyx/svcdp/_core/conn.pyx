@@ -29,6 +29,12 @@ cdef void *reserve(size_t size) except NULL:
     return memory
 
 
+cdef void give_back(void *memory, size_t size) noexcept:
+    """Undo reserve(); NULL is nothing."""
+    if memory is not NULL:
+        munmap(memory, size)
+
+
 cdef int table_init(Table *table, uint32_t limit) except -1:
     """Room for `limit` connections of either family together. `table` is overwritten."""
     cdef uint32_t slots = 1
@@ -62,11 +68,8 @@ cdef int table_init(Table *table, uint32_t limit) except -1:
 cdef void table_free(Table *table) noexcept:
     cdef int i
     for i in range(2):
-        if table.pools[i].records is not NULL:
-            munmap(
-                table.pools[i].records,
-                (<size_t>table.limit + 1) * (RECORD_V6 if i else RECORD_V4))
-    if table.slots is not NULL:
-        munmap(table.slots, (<size_t>table.mask + 1) * sizeof(uint64_t))
+        give_back(
+            table.pools[i].records, (<size_t>table.limit + 1) * (RECORD_V6 if i else RECORD_V4))
+    give_back(table.slots, (<size_t>table.mask + 1) * sizeof(uint64_t))
     free(table.stripes)
     memset(table, 0, sizeof(Table))

@@ -1,10 +1,12 @@
 # New connections: is there a service, does it admit the client, who is to serve it.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy
 
 from svcdp._core.affinity cimport *
-from svcdp._core.forward cimport forward
+from svcdp._core.forward cimport forward, forward_fragment
+from svcdp._core.helper cimport helper_new, insert_expected
 from svcdp._core.memory cimport copy_address, htons, load32, ntohl, same_address
+from svcdp._core.record cimport copy_pattern, discard, helper_release
 from svcdp._core.sched cimport *
 from svcdp._core.sweep cimport *
 from svcdp._core.table cimport *
@@ -16,13 +18,6 @@ cdef enum:
     PORTS_TRIED_MAX = 128
     # Seconds until a connection that an ICMP error opened is forgotten: ip_vs_conn_new.
     FIRST_TIMEOUT = 3
-
-
-cdef inline void discard(Engine *engine, Conn *conn, uint32_t words) noexcept nogil:
-    """Give back a record, locked, that did not get into the table."""
-    store_u8(&conn.protocol, CONN_FREE)
-    release(&engine.table, conn, words)
-    spin_unlock(&conn.lock)
 
 
 cdef inline Conn *allocate_swept(
@@ -58,11 +53,12 @@ cdef inline uint16_t flags_of(
 
 
 cdef inline void fill(
-    Engine *engine, Conn *conn, const Service *service, const uint8_t *data, const View *view,
+    Engine *engine, Conn *conn, const Service *service, const View *view,
     const Dest *target, uint16_t flags, int64_t now
 ) noexcept nogil:
-    """Everything of a new connection but its masquerade port, deltas and protocol."""
+    """The pattern of a new connection: all of it but its masquerade port and deltas."""
     cdef uint32_t words = view.words
+    conn.protocol = view.protocol
     conn.flags = flags
     conn.timeouts = service.timeouts
     conn.destination = target.id
@@ -83,15 +79,9 @@ cdef inline void fill(
         copy_address(address_of(conn, SOURCE, words), service.masquerade, words)
     else:
         copy_address(address_of(conn, SOURCE, words), view.source, words)
-    if view.quoted:
-        conn.state = first_state(view.protocol)
-        conn.deadline = now + FIRST_TIMEOUT * SECOND
-    else:
-        conn.state = next_state(
-            view.protocol, first_state(view.protocol),
-            machine_of(FROM_CLIENT, flags & CONN_IN_ONLY, engine.settings.secure_tcp),
-            event_of(data, view))
-        conn.deadline = now + engine.timeouts[conn.timeouts][conn.state]
+    # What the packet makes of it, forward() sees.
+    conn.state = first_state(view.protocol)
+    conn.deadline = now + FIRST_TIMEOUT * SECOND
 
 
 cdef inline bint is_same(Conn *one, Conn *other, uint32_t words) noexcept nogil:
@@ -105,17 +95,17 @@ cdef inline bint is_same(Conn *one, Conn *other, uint32_t words) noexcept nogil:
 
 
 cdef inline uint32_t connect(
-    Engine *engine, Worker *worker, const Service *service, bint masquerade,
-    const uint8_t *data, const View *view, Dest *target, int64_t now, Conn **made
+    Engine *engine, Worker *worker, Conn *pattern, uint32_t words, Dest *target, int64_t now,
+    Conn **made
 ) noexcept nogil:
-    """Make the connection of the packet to this destination.
+    """Make the connection of a pattern, to its destination.
 
     When no masquerade port is free, that of a connection which both sides have closed is taken.
     INSERTED, or KNOWN when another worker just did it or (one-packet) an earlier datagram, and
     `made` is the connection, locked. FULL, or CLASH: the destination could not tell this
     connection from another one.
     """
-    cdef uint32_t words = view.words
+    cdef bint masquerade = pattern.flags & CONN_MASQUERADE
     cdef uint32_t outcome = CLASH
     cdef uint32_t tries = engine.port_count if masquerade else 1
     cdef uint32_t port = 0
@@ -128,16 +118,14 @@ cdef inline uint32_t connect(
     if tries > PORTS_TRIED_MAX:
         tries = PORTS_TRIED_MAX
     spin_lock(&conn.lock)
-    fill(
-        engine, conn, service, data, view, target, flags_of(service, target, view, masquerade),
-        now)
+    copy_pattern(conn, pattern, words)
     if masquerade:
         port = <uint32_t>(next_random(&worker.random) % engine.port_count)
     while tries:
         if masquerade:
             conn.source_port = htons(<uint16_t>(engine.port_first + port))
         compute_deltas(conn, words)
-        store_u8(&conn.protocol, view.protocol)
+        store_u8(&conn.protocol, pattern.protocol)
         outcome = insert(&engine.table, conn, words, &other)
         if outcome == INSERTED or outcome == FULL:
             break
@@ -169,7 +157,7 @@ cdef inline uint32_t connect(
 
 
 cdef inline bint opens(
-    const Engine *engine, const Snapshot *snapshot, Worker *worker, const View *view,
+    Engine *engine, const Snapshot *snapshot, Worker *worker, const View *view,
     svcdp_packet *packet, const Service *service, const Rule *rule
 ) noexcept nogil:
     """Whether the packet may open a connection; if not, its verdict is decided: ip_vs_core.c,
@@ -193,7 +181,7 @@ cdef inline bint opens(
         if silent:
             decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_CONNECTION)
         else:
-            reject(worker, packet, SVCDP_REASON_NO_CONNECTION, SVCDP_ANSWER_DEFAULT)
+            reject(engine, worker, packet, view, SVCDP_REASON_NO_CONNECTION, SVCDP_ANSWER_DEFAULT)
         return False
     if view.source_port == htons(FTP_DATA_PORT) and view.protocol == PROTOCOL_TCP \
             and unlikely(snapshot.ftps):
@@ -204,7 +192,7 @@ cdef inline bint opens(
 
 
 cdef inline void serve_nobody(
-    Worker *worker, svcdp_packet *packet, const View *view, const Service *service,
+    Engine *engine, Worker *worker, svcdp_packet *packet, const View *view, const Service *service,
     const Rule *rule
 ) noexcept nogil:
     """The verdict when no destination can be had: ip_vs_core.c, ip_vs_leave."""
@@ -213,9 +201,50 @@ cdef inline void serve_nobody(
     elif service.first_port == FTP_PORT and view.destination_port != service.port:
         decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_DESTINATION)
     elif rule.on_empty == SVCDP_VERDICT_REJECT:
-        reject(worker, packet, SVCDP_REASON_NO_DESTINATION, rule.answer)
+        reject(engine, worker, packet, view, SVCDP_REASON_NO_DESTINATION, rule.answer)
     else:
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_DESTINATION)
+
+
+cdef inline bint may_help(const Service *service, const Conn *conn) noexcept nogil:
+    """Whether it is a control connection: the service may have other ports too."""
+    return (
+        conn.protocol == PROTOCOL_TCP and method_of(conn) == METHOD_MASQ
+        and (conn.virtual_port == service.port or conn.virtual_port == htons(FTP_PORT)))
+
+
+cdef inline Conn *expected_connection(
+    Engine *engine, Worker *worker, const View *view, int64_t now
+) noexcept nogil:
+    """The connection, locked, that a helper expected from some port of this client; or NULL."""
+    cdef uint64_t memory[RECORD_WORDS]
+    cdef Conn *pattern = <Conn *>memory
+    cdef Conn *conn
+    cdef View any_port = view[0]
+    cdef uint32_t direction = 0
+    any_port.source_port = 0
+    any_port.hash = hash_flow(
+        &engine.table.key, view.words, view.source, view.destination, 0, view.destination_port,
+        view.protocol)
+    conn = find(&engine.table, &any_port, &direction)
+    if conn is NULL:
+        return NULL
+    if not conn.flags & CONN_NO_CLIENT_PORT or conn.deadline <= now:
+        spin_unlock(&conn.lock)
+        return NULL
+    memcpy(pattern, conn, RECORD_V4 if view.words == 1 else RECORD_V6)
+    conn.deadline = now
+    add_u32(&engine.helpers.helpers[conn.extra].references, 1)
+    spin_unlock(&conn.lock)
+    expire(engine, worker, conn, view.words, now)
+    pattern.flags &= <uint16_t>~CONN_NO_CLIENT_PORT
+    pattern.client_port = pattern.source_port = view.source_port
+    conn = NULL
+    if connect(
+        engine, worker, pattern, view.words,
+        dest_of(&engine.destinations, pattern.destination), now, &conn) != INSERTED:
+        helper_release(&engine.helpers, pattern.extra)
+    return conn
 
 
 cdef inline bint is_unicast(const uint8_t *address, uint32_t words) noexcept nogil:
@@ -231,11 +260,10 @@ cdef inline void forward_once(
     """One-packet scheduling where no reply is to be rewritten: a connection for this packet
     only, in no table.
     """
-    cdef uint8_t memory[RECORD_V6]
+    cdef uint64_t memory[RECORD_WORDS]
     cdef Conn *conn = <Conn *>memory
-    conn.protocol = view.protocol
     fill(
-        engine, conn, service, packet.data, view, target,
+        engine, conn, service, view, target,
         flags_of(service, target, view, False), now)
     traffic_of(worker, target.id).connections += 1
     worker.created += 1
@@ -248,11 +276,17 @@ cdef inline Conn *bypass(
     const View *view, int64_t now
 ) noexcept nogil:
     """A connection to where the client meant: ip_vs_core.c, ip_vs_leave. NULL as
-    new_connection() says."""
+    new_connection() says.
+    """
+    cdef uint64_t memory[RECORD_WORDS]
+    cdef Conn *pattern = <Conn *>memory
     cdef Conn *conn = NULL
-    cdef uint32_t outcome = connect(
-        engine, worker, service, False, packet.data, view, dest_of(&engine.destinations, 0), now,
-        &conn)
+    cdef Dest *nobody = dest_of(&engine.destinations, 0)
+    cdef uint32_t outcome
+    fill(
+        engine, pattern, service, view, nobody,
+        flags_of(service, nobody, view, False), now)
+    outcome = connect(engine, worker, pattern, view.words, nobody, now, &conn)
     if conn is NULL:
         decide(
             worker, packet, SVCDP_VERDICT_DROP,
@@ -267,6 +301,8 @@ cdef inline Conn *new_connection(
     """The connection, locked, for a packet of no known one to a service or (NULL) to none; and
     the packet's reason. NULL when it gets none: then its verdict is decided.
     """
+    cdef uint64_t memory[RECORD_WORDS]
+    cdef Conn *pattern = <Conn *>memory
     cdef const Rule *rule
     cdef Affinity affinity
     cdef Conn *conn = NULL
@@ -289,7 +325,9 @@ cdef inline Conn *new_connection(
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_OVERLOAD)
         return NULL
     if service.persistence:
-        affinity_of(engine, service, view, &affinity)
+        if not affinity_of(engine, service, packet.data, view, &affinity):
+            decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_CALL_ID)
+            return NULL
         member = sticky_member(engine, service, &affinity, now)
     sticky = member >= 0
     for _ in range(PICKS_MAX):
@@ -305,7 +343,7 @@ cdef inline Conn *new_connection(
             ):
                 reason[0] = SVCDP_REASON_BYPASS
                 return bypass(engine, worker, packet, service, view, now)
-            serve_nobody(worker, packet, view, service, rule)
+            serve_nobody(engine, worker, packet, view, service, rule)
             return NULL
         target = service.members[member].destination
         masquerade = target.config.method == METHOD_MASQ and (
@@ -322,12 +360,17 @@ cdef inline Conn *new_connection(
             let_go(engine, view.words, control)
             forward_once(engine, worker, packet, service, view, target, now)
             return NULL
-        outcome = connect(
-            engine, worker, service, masquerade, packet.data, view, target, now, &conn)
-        if outcome == INSERTED and not conn.flags & CONN_ONE_WAY:
-            conn.control = control
-        else:
+        fill(
+            engine, pattern, service, view, target,
+            flags_of(service, target, view, masquerade), now)
+        pattern.control = 0 if pattern.flags & CONN_ONE_WAY else control
+        outcome = connect(engine, worker, pattern, view.words, target, now, &conn)
+        if outcome != INSERTED or not pattern.control:
             let_go(engine, view.words, control)
+        if outcome == INSERTED and unlikely(service.is_ftp) and may_help(service, conn):
+            conn.extra = helper_new(&engine.helpers)
+            if conn.extra:
+                conn.flags |= CONN_HELPED
         # A scheduler written in Python is asked once for a connection.
         if outcome != CLASH or sticky or service.scheduler == SCHEDULER_PYTHON:
             break

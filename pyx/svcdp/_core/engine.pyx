@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 
 from svcdp._core.answer cimport answer
 from svcdp._core.batch cimport PacketBatch
-from svcdp._core.conn cimport table_free, table_init
+from svcdp._core.conn cimport give_back, reserve, table_free, table_init
 from svcdp._core.memory cimport htonl, load32, ntohs
 from svcdp._core.path cimport *
 from svcdp._core.sched cimport advance
@@ -60,6 +60,8 @@ cdef enum:
     STATE_NO_CPORT = 0x800
     STATE_TEMPLATE = 0x1000
     STATE_ONE_PACKET = 0x2000
+
+    HELPERS_MAX = 1 << 16      # control connections of FTP
 
     # Smaller batches are done before the GIL could be given away and taken back.
     BATCH_NOGIL = 8
@@ -251,6 +253,10 @@ cdef class Core:
         self.engine.port_count = port_last - port_first + 1
         self.engine.choose = &choose_python
         self.set_timeouts(0, timeouts)
+        fragment_table_init(&self.engine.fragments)
+        self.engine.helpers.limit = min(max_connections, <uint32_t>HELPERS_MAX)
+        self.engine.helpers.helpers = <Helper *>reserve(
+            (<size_t>self.engine.helpers.limit + 1) * sizeof(Helper))
         # Of connections that have no destination.
         self.reserve_destination(0)
         dest_of(&self.engine.destinations, 0).config = <DestConfig *>calloc(
@@ -295,6 +301,10 @@ cdef class Core:
                 free(self.engine.destinations.chunks[i][j].config)
             free(self.engine.destinations.chunks[i])
         table_free(&self.engine.table)
+        fragment_table_free(&self.engine.fragments)
+        give_back(
+            self.engine.helpers.helpers,
+            (<size_t>self.engine.helpers.limit + 1) * sizeof(Helper))
         free(self.engine)
 
     # -- workers ---------------------------------------------------------------------------------
@@ -478,24 +488,43 @@ cdef class Core:
             free(packets)
         return verdicts
 
-    def answer(self, packet):
-        """The reply (bytes) to a packet that was rejected because nobody serves it: a TCP reset or
-        port unreachable. None when it must not be answered. `Result.packet` and
-        `PacketBatch.answer()` also know of other answers.
+    def answer(self, packet, int kind=SVCDP_ANSWER_DEFAULT, uint32_t mtu=0):
+        """The reply (bytes) to a rejected packet, or None when it must not be answered.
+
+        `kind`: what to tell (enum svcdp_answer of abi.h), `mtu` of a packet that is too big.
         """
         cdef Py_buffer view
         cdef svcdp_packet rejected
         cdef uint8_t out[SVCDP_ANSWER_MAX]
         cdef uint32_t length
+        if not 0 <= kind <= SVCDP_ANSWER_TOO_BIG:
+            raise ValueError(f"no kind of answer: {kind}")
         memset(&rejected, 0, sizeof(rejected))
         PyObject_GetBuffer(packet, &view, PyBUF_SIMPLE)
         try:
             rejected.data = <uint8_t *>view.buf
             rejected.len = <uint32_t>min(view.len, <Py_ssize_t>0xffffffff)
+            rejected.answer = <uint16_t>kind
+            rejected.answer_mtu = mtu
             length = answer(&rejected, out, sizeof(out))
         finally:
             PyBuffer_Release(&view)
         return PyBytes_FromStringAndSize(<char *>out, length) if length else None
+
+    def next_hop(self, PacketBatch batch, Py_ssize_t index):
+        """Where a forwarded packet of a batch goes, as `Result.next_hop` says; None for others.
+        To be asked before destinations are changed.
+        """
+        cdef svcdp_packet *packet = batch.packet(index)
+        cdef const Dest *target
+        cdef uint32_t words
+        if packet.verdict != SVCDP_VERDICT_FORWARD:
+            return None
+        if packet.flags & SVCDP_PACKET_NEXT_HOP:
+            target = dest_of(&self.engine.destinations, packet.destination)
+            return format_address(target.address, target.words)
+        words = 1 if packet.data[0] >> 4 == 4 else 4
+        return format_address(packet.data + (16 if words == 1 else 24), words)
 
     def records(self):
         """How many records of a family were ever in use at once: what a full sweep looks at."""
@@ -826,7 +855,8 @@ cdef class Core:
         return None if service is NULL else key_of(service)
 
     def import_template(
-        self, record, bytes client, uint32_t id, int64_t deadline, bint assured, int64_t now
+        self, record, bytes client, uint32_t id, int64_t deadline, bint assured, bint synced,
+        int64_t now,
     ):
         """Bind a client to a destination of the service of a record. False: no room."""
         cdef Service *service = self.find_service(record)
@@ -835,9 +865,10 @@ cdef class Core:
         cdef View view
         cdef uint32_t control, direction
         view.source = <const uint8_t *>PyBytes_AS_STRING(client)
-        if service is NULL or service.engine != ENGINE_NONE or service.persistence == 0:
+        if service is NULL or service.persistence == 0:
             return False
-        affinity_of(self.engine, service, &view, &affinity)
+        if not affinity_of(self.engine, service, NULL, &view, &affinity):
+            return False
         control = hang_on(
             self.engine, service, &affinity, dest_of(&self.engine.destinations, id), now)
         if control == 0:
@@ -847,6 +878,8 @@ cdef class Core:
             template.deadline = deadline
             if assured:
                 template.state = TEMPLATE_ASSURED
+            if synced:
+                template.flags |= CONN_SYNCED
             spin_unlock(&template.lock)
         let_go(self.engine, service.words, control)
         return True
@@ -882,9 +915,11 @@ cdef class Core:
         int64_t deadline, uint32_t packets, uint32_t flags, int64_t now,
     ) noexcept:
         """`import_record` with the worker's epoch set: nothing that it sees is freed."""
-        cdef View view
+        cdef uint64_t memory[RECORD_WORDS]
+        cdef Conn *pattern = <Conn *>memory
         cdef Conn *conn = NULL
         cdef Conn *other = NULL
+        cdef View view
         cdef uint32_t words = service.words
         cdef uint32_t control, outcome, tries
         cdef bint masquerade
@@ -897,6 +932,21 @@ cdef class Core:
         view.destination_port = htons(virtual_port)
         masquerade = target.config.method == METHOD_MASQ and (
             source_port != client_port or not same_address(client, source, words))
+        # Quoted, so that its state is not asked of a packet.
+        view.quoted = 1
+        fill(
+            self.engine, pattern, service, NULL, &view, target,
+            flags_of(service, target, &view, masquerade) & <uint16_t>~CONN_ONE_WAY, now)
+        if flags & STATE_SYNC:
+            pattern.flags |= CONN_SYNCED
+        if not flags & STATE_NOOUTPUT:
+            pattern.flags &= <uint16_t>~CONN_IN_ONLY
+        pattern.state = state
+        pattern.deadline = deadline
+        pattern.packets = packets
+        copy_address(address_of(pattern, SOURCE, words), source, words)
+        pattern.source_port = htons(source_port)
+        compute_deltas(pattern, words)
         for tries in range(2):
             conn = allocate_swept(self.engine, worker, words, now)
             if conn is NULL:
@@ -905,26 +955,13 @@ cdef class Core:
             if service.persistence:
                 control = hang_on_known(self.engine, service, &view, target)
             spin_lock(&conn.lock)
-            fill(
-                self.engine, conn, service, NULL, &view, target,
-                flags_of(service, target, &view, masquerade), now)
-            conn.flags &= <uint16_t>~CONN_ONE_WAY
-            if flags & STATE_SYNC:
-                conn.flags |= CONN_SYNCED
-            if not flags & STATE_NOOUTPUT:
-                conn.flags &= <uint16_t>~CONN_IN_ONLY
-            conn.state = state
-            conn.deadline = deadline
-            conn.packets = packets
-            copy_address(address_of(conn, SOURCE, words), source, words)
-            conn.source_port = htons(source_port)
-            compute_deltas(conn, words)
+            copy_pattern(conn, pattern, words)
+            conn.control = control
             store_u8(&conn.protocol, protocol)
             outcome = insert(&self.engine.table, conn, words, &other)
             if outcome == INSERTED:
                 count_in(target, conn)
                 worker.created += 1
-                conn.control = control
                 spin_unlock(&conn.lock)
                 return INSERTED
             discard(self.engine, conn, words)
@@ -1135,8 +1172,7 @@ cdef class Core:
         if service is NULL:
             return row, direction == FROM_DESTINATION, None, -1, -1
         rule = rule_for(service, view.source)
-        if service.persistence:
-            affinity_of(self.engine, service, &view, &affinity)
+        if service.persistence and affinity_of(self.engine, service, NULL, &view, &affinity):
             member = sticky_member(self.engine, service, &affinity, now)
         return (
             row, direction == FROM_DESTINATION, key_of(service),

@@ -1,6 +1,12 @@
 # Along a connection: its state, its timer, its counters, and the packet's way on.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from svcdp._core.frag cimport FragmentRoute, is_translatable, rewrite_fragment
+from svcdp._core.helper cimport help
+from svcdp._core.hop cimport fits, lower_ttl
+from svcdp._core.mss cimport clamp_mss
+from svcdp._core.relay cimport relay_tunnel_error
+from svcdp._core.tunnel cimport send_through, tunnel_mss
 from svcdp._core.worker cimport *
 from svcdp._core.xmit cimport translate, translate_error
 
@@ -26,26 +32,101 @@ cdef inline void change_state(
         conn.state = state
 
 
+cdef inline void refuse(
+    Engine *engine, Worker *worker, svcdp_packet *packet, const View *view, uint8_t reason
+) noexcept nogil:
+    """The verdict on a client's packet that cannot be sent on as it is."""
+    if reason == SVCDP_REASON_TIME_EXCEEDED:
+        reject(engine, worker, packet, view, reason, SVCDP_ANSWER_TIME_EXCEEDED)
+    elif reason == SVCDP_REASON_TOO_BIG and packet.answer_mtu:
+        reject(engine, worker, packet, view, reason, SVCDP_ANSWER_TOO_BIG)
+    else:
+        decide(worker, packet, SVCDP_VERDICT_DROP, reason)
+
+
+cdef inline uint8_t pass_hop(
+    Engine *engine, svcdp_packet *packet, const View *view, uint32_t mtu
+) noexcept nogil:
+    """What a router does before it sends a packet on: PARSED, or why it does not."""
+    cdef uint8_t reason
+    if engine.settings.decrement_ttl:
+        reason = lower_ttl(packet.data, view.words)
+        if reason != PARSED:
+            return reason
+    return fits(packet, view, mtu)
+
+
+cdef inline uint32_t mss_bound(const DestConfig *config, uint32_t words) noexcept nogil:
+    """Bytes of TCP payload that fit the way to a destination; 0: unknown, or none."""
+    cdef uint32_t headers = (20 if words == 1 else 40) + 20
+    if config.method == METHOD_TUNNEL:
+        return tunnel_mss(config, words)
+    return config.mtu - headers if config.mtu > headers else 0
+
+
+cdef inline void clamp(
+    svcdp_packet *packet, const View *view, const Conn *conn, const DestConfig *config
+) noexcept nogil:
+    cdef uint32_t bound
+    if conn.flags & CONN_CLAMP and view.tcp_flags & TCP_SYN:
+        bound = mss_bound(config, view.words)
+        if bound:
+            clamp_mss(packet, view, bound)
+
+
+cdef inline uint8_t send_by(
+    Engine *engine, Worker *worker, svcdp_packet *packet, const View *view, const Dest *target,
+    uint32_t method
+) noexcept nogil:
+    """Send a packet of a client by a forwarding method, all but NAT: PARSED, or why not."""
+    cdef const DestConfig *config = target.config
+    cdef uint8_t problem
+    if method == METHOD_TUNNEL:
+        problem = send_through(
+            packet, view, target, config, engine.settings.pmtu_disc, &worker.random)
+    else:
+        problem = pass_hop(engine, packet, view, config.mtu)
+    if problem == PARSED:
+        packet.mark |= config.mark
+        if method == METHOD_DR:
+            packet.flags |= SVCDP_PACKET_NEXT_HOP
+    return problem
+
+
 cdef inline void send_to(
-    Engine *engine, Worker *worker, svcdp_packet *packet, const View *view, Conn *conn,
-    uint8_t reason
+    Engine *engine, Worker *worker, svcdp_packet *packet, View *view, Conn *conn, uint8_t reason
 ) noexcept nogil:
     """Send a packet of the client by its connection's forwarding method."""
     cdef const Dest *target = dest_of(&engine.destinations, conn.destination)
-    cdef const DestConfig *config = target.config
-    if method_of(conn) == METHOD_MASQ:
+    cdef uint32_t method = method_of(conn)
+    cdef uint8_t problem = PARSED
+    clamp(packet, view, conn, target.config)
+    if conn.flags & CONN_HELPED and not view.quoted:
+        problem = help(engine, worker, packet, view, conn, FROM_CLIENT)
+    if problem == PARSED:
+        problem = send_by(engine, worker, packet, view, target, method)
+    if problem != PARSED:
+        refuse(engine, worker, packet, view, problem)
+        return
+    if method == METHOD_MASQ:
         translate(packet, view, conn, view.words, FROM_CLIENT)
-    elif method_of(conn) == METHOD_DR:
-        packet.flags |= SVCDP_PACKET_NEXT_HOP
-    packet.mark |= config.mark
     decide(worker, packet, SVCDP_VERDICT_FORWARD, reason)
 
 
 cdef inline void send_back(
-    Engine *engine, Worker *worker, svcdp_packet *packet, const View *view, Conn *conn,
-    uint8_t reason
+    Engine *engine, Worker *worker, svcdp_packet *packet, View *view, Conn *conn, uint8_t reason
 ) noexcept nogil:
     """Send a reply on to the client. Those of other methods than masq are as they should be."""
+    cdef uint8_t problem = PARSED
+    if engine.settings.decrement_ttl:
+        problem = lower_ttl(packet.data, view.words)
+    clamp(packet, view, conn, dest_of(&engine.destinations, conn.destination).config)
+    if conn.flags & CONN_HELPED and problem == PARSED:
+        problem = help(engine, worker, packet, view, conn, FROM_DESTINATION)
+    if problem != PARSED:
+        # Who could be told is the destination, by a router that has an address of its own.
+        decide(worker, packet, SVCDP_VERDICT_DROP, problem)
+        return
     if method_of(conn) == METHOD_MASQ:
         translate(packet, view, conn, view.words, FROM_DESTINATION)
     else:
@@ -53,21 +134,90 @@ cdef inline void send_back(
     decide(worker, packet, SVCDP_VERDICT_FORWARD, reason)
 
 
-cdef inline void forward_error(
+cdef inline void forward_tunnel_error(
     Engine *engine, Worker *worker, svcdp_packet *packet, const View *view, Conn *conn,
     uint32_t direction
 ) noexcept nogil:
+    """An ICMP error about a packet that we sent through a tunnel."""
+    cdef const Dest *target = dest_of(&engine.destinations, conn.destination)
+    cdef uint8_t problem
+    if direction != FROM_DESTINATION or method_of(conn) != METHOD_TUNNEL:
+        decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_SERVICE)
+        return
+    problem = relay_tunnel_error(packet, view, target, target.config)
+    if problem == PARSED:
+        decide(worker, packet, SVCDP_VERDICT_FORWARD, SVCDP_REASON_RELATED)
+    elif problem == SVCDP_REASON_CHECKSUM:
+        decide(worker, packet, SVCDP_VERDICT_DROP, problem)
+    else:
+        # For the local stack, which learns the path's MTU.
+        decide(worker, packet, SVCDP_VERDICT_PASS, problem)
+
+
+cdef inline void forward_error(
+    Engine *engine, Worker *worker, svcdp_packet *packet, View *view, Conn *conn,
+    uint32_t direction
+) noexcept nogil:
     """An ICMP error about a packet of the connection: ip_vs_core.c, ip_vs_in_icmp."""
-    if method_of(conn) == METHOD_MASQ:
-        translate_error(packet, view, conn, direction)
-    elif direction == FROM_CLIENT:
+    cdef uint8_t problem = PARSED
+    if view.tunnel:
+        forward_tunnel_error(engine, worker, packet, view, conn, direction)
+        return
+    if method_of(conn) != METHOD_MASQ and direction == FROM_CLIENT:
         send_to(engine, worker, packet, view, conn, SVCDP_REASON_RELATED)
+        return
+    if method_of(conn) == METHOD_MASQ:
+        problem = translate_error(packet, view, conn, direction)
+    if problem == PARSED and engine.settings.decrement_ttl:
+        # No error about an error (RFC 1122, 3.2.2).
+        problem = lower_ttl(packet.data, view.words)
+    if problem != PARSED:
+        decide(worker, packet, SVCDP_VERDICT_DROP, problem)
         return
     decide(worker, packet, SVCDP_VERDICT_FORWARD, SVCDP_REASON_RELATED)
 
 
+cdef inline void forward_fragment(
+    Engine *engine, Worker *worker, svcdp_packet *packet, const View *view,
+    const FragmentRoute *route
+) noexcept nogil:
+    """A fragment without ports, after the first one of its packet."""
+    cdef const Dest *target = dest_of(&engine.destinations, route.destination)
+    cdef Traffic *traffic = traffic_of(worker, route.destination)
+    cdef uint8_t problem = PARSED
+    packet.destination = route.destination
+    if route.direction == FROM_CLIENT:
+        traffic.packets_in += 1
+        traffic.bytes_in += view.end
+        problem = send_by(engine, worker, packet, view, target, route.method)
+    else:
+        traffic.packets_out += 1
+        traffic.bytes_out += view.end
+        if engine.settings.decrement_ttl:
+            problem = lower_ttl(packet.data, view.words)
+    if problem != PARSED:
+        decide(worker, packet, SVCDP_VERDICT_DROP, problem)
+        return
+    if route.method == METHOD_MASQ:
+        rewrite_fragment(packet, view, route)
+    decide(
+        worker, packet, SVCDP_VERDICT_FORWARD,
+        SVCDP_REASON_ESTABLISHED if route.direction == FROM_CLIENT else SVCDP_REASON_REPLY)
+
+
+cdef inline bint may_split(
+    const svcdp_packet *packet, const View *view, const Conn *conn
+) noexcept nogil:
+    """Whether the first fragment of a packet can be sent along the connection, and the others
+    after it.
+    """
+    return method_of(conn) != METHOD_MASQ or is_translatable(
+        packet, view,
+        conn.real_port != conn.virtual_port or conn.source_port != conn.client_port)
+
+
 cdef inline void forward(
-    Engine *engine, Worker *worker, svcdp_packet *packet, const View *view, Conn *conn,
+    Engine *engine, Worker *worker, svcdp_packet *packet, View *view, Conn *conn,
     uint32_t direction, uint8_t reason, int64_t now
 ) noexcept nogil:
     """Send a packet along a connection, which the caller holds locked."""
@@ -77,18 +227,22 @@ cdef inline void forward(
     if unlikely(view.quoted):
         forward_error(engine, worker, packet, view, conn, direction)
         return
+    if unlikely(view.fragment and not may_split(packet, view, conn)):
+        decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_FRAGMENT)
+        return
     # ESTABLISHED stays so until a flag other than ACK (or PSH, URG) says otherwise.
     if unlikely(conn.state != STATE_ESTABLISHED or view.tcp_flags & TCP_STATE != TCP_ACK):
         change_state(engine, conn, direction, packet.data, view, view.words)
+    if direction == FROM_CLIENT:
+        conn.packets += 1
     store_i64(&conn.deadline, now + engine.timeouts[conn.timeouts][conn.state])
+    if unlikely(engine.watch is not NULL):
+        watch_packet(&engine.table, engine.watch, conn, view.words, direction, before)
     traffic = traffic_of(worker, conn.destination)
     # Constant arguments: the compiler makes one way of each family and direction.
     if direction == FROM_CLIENT:
-        conn.packets += 1
         traffic.packets_in += 1
         traffic.bytes_in += view.end
-        if unlikely(engine.watch is not NULL):
-            watch_packet(&engine.table, engine.watch, conn, view.words, before)
         if unlikely(conn.flags & CONN_UNUSUAL or engine.settings.decrement_ttl):
             send_to(engine, worker, packet, view, conn, reason)
             return

@@ -166,11 +166,11 @@ cdef inline uint8_t parse_fragment(
         reason = read_ipv6_fragment(data, length, view, fragment)
     if reason != PARSED:
         return reason
+    if fragment.offset == 0 and not fragment.more:
+        # It is whole; an ICMP error that quotes a later fragment.
+        return SVCDP_REASON_FRAGMENT
     size = view.end - view.transport
-    if (
-        size == 0 or (fragment.more and size & 7) or fragment.offset + size > IP_PAYLOAD_MAX
-        or (fragment.offset == 0 and not fragment.more)
-    ):
+    if size == 0 or (fragment.more and size & 7) or fragment.offset + size > IP_PAYLOAD_MAX:
         return SVCDP_REASON_MALFORMED
     if fragment.offset == 8 and view.protocol == PROTOCOL_TCP:
         # It could replace the flags of the first one: RFC 3128.

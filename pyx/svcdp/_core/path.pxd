@@ -8,6 +8,8 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from svcdp._core.connect cimport *
+from svcdp._core.frag cimport *
+from svcdp._core.xmit cimport destination_offset, source_offset
 
 cdef enum:
     SWEEP_SHARE = 8            # one record is looked at for so many packets
@@ -53,7 +55,7 @@ cdef inline uint32_t judge(
     int64_t now
 ) noexcept nogil:
     cdef uint32_t verdict
-    if unlikely(conn.deadline <= now):
+    if unlikely(conn.deadline <= now) and not controls(engine, conn):
         return FORGET
     if direction == FROM_CLIENT and not view.quoted:
         if unlikely(reopens(data, view)):
@@ -65,43 +67,10 @@ cdef inline uint32_t judge(
     return USE
 
 
-cdef inline void handle(
-    Engine *engine, Worker *worker, const Snapshot *snapshot, svcdp_packet *packet,
-    View *view, Service *service, int64_t now
-) noexcept nogil:
-    cdef Conn *conn
-    cdef uint32_t direction = FROM_CLIENT
-    cdef uint32_t found
-    cdef uint8_t reason = SVCDP_REASON_ESTABLISHED
-    packet.destination = 0
-    if unlikely(view.reason != PARSED):
-        decide(worker, packet, SVCDP_VERDICT_PASS, view.reason)
-        return
-    conn = find_expected(view, &direction)
-    if conn is NULL:
-        conn = find(&engine.table, view, &direction)
-    if conn is not NULL:
-        found = judge(engine, conn, packet.data, view, direction, now)
-        if unlikely(found == DROP):
-            spin_unlock(&conn.lock)
-            decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_DESTINATION_GONE)
-            return
-        if unlikely(found == FORGET):
-            conn.deadline = now
-            spin_unlock(&conn.lock)
-            expire(engine, worker, conn, view.words, now)
-            conn = NULL
-    if unlikely(conn is NULL):
-        if service is NULL:
-            service = service_of(engine, snapshot, view, packet.mark)
-        conn = new_connection(engine, worker, snapshot, service, packet, view, now, &reason)
-        if conn is NULL:
-            return
-        direction = FROM_CLIENT
-    elif direction == FROM_DESTINATION:
-        reason = SVCDP_REASON_REPLY
-    forward(engine, worker, packet, view, conn, direction, reason, now)
-    spin_unlock(&conn.lock)
+cdef inline void hash_view(const Engine *engine, View *view) noexcept nogil:
+    view.hash = hash_flow(
+        &engine.table.key, view.words, view.source, view.destination, view.source_port,
+        view.destination_port, view.protocol)
 
 
 cdef inline Service *service_of(
@@ -111,6 +80,112 @@ cdef inline Service *service_of(
     return table_find(
         &engine.table.key, snapshot, view.destination, view.words, view.destination_port,
         view.protocol, mark)
+
+
+cdef inline Conn *known_connection(
+    Engine *engine, svcdp_packet *packet, View *view, uint32_t *direction
+) noexcept nogil:
+    """The connection of the view's flow, locked, or NULL."""
+    cdef Conn *conn = find_expected(view, direction)
+    if conn is NULL:
+        conn = find(&engine.table, view, direction)
+    if conn is NULL and unlikely(view.quoted) and look_into_gue(packet.data, view) == PARSED:
+        hash_view(engine, view)
+        conn = find(&engine.table, view, direction)
+    return conn
+
+
+cdef inline bint route(
+    Engine *engine, Worker *worker, const Snapshot *snapshot, svcdp_packet *packet,
+    View *view, Service *service, int64_t now, FragmentRoute *taken
+) noexcept nogil:
+    """Give a packet that was parsed its verdict. True when it went along a connection; `taken`
+    (or NULL) then says how.
+    """
+    cdef Conn *conn
+    cdef uint32_t direction = FROM_CLIENT
+    cdef uint32_t found
+    cdef uint8_t reason = SVCDP_REASON_ESTABLISHED
+    conn = known_connection(engine, packet, view, &direction)
+    if conn is not NULL:
+        found = judge(engine, conn, packet.data, view, direction, now)
+        if unlikely(found == DROP):
+            spin_unlock(&conn.lock)
+            decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_DESTINATION_GONE)
+            return False
+        if unlikely(found == FORGET):
+            conn.deadline = now
+            spin_unlock(&conn.lock)
+            expire(engine, worker, conn, view.words, now)
+            conn = NULL
+    if unlikely(conn is NULL):
+        if unlikely(view.quoted and view.tunnel):
+            decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_SERVICE)
+            return False
+        if unlikely(load_u32(&engine.expected)) and not view.quoted:
+            conn = expected_connection(engine, worker, view, now)
+        if conn is NULL:
+            if service is NULL:
+                service = service_of(engine, snapshot, view, packet.mark)
+            conn = new_connection(engine, worker, snapshot, service, packet, view, now, &reason)
+            if conn is NULL:
+                return False
+        else:
+            reason = SVCDP_REASON_NEW
+        direction = FROM_CLIENT
+    elif direction == FROM_DESTINATION:
+        reason = SVCDP_REASON_REPLY
+    forward(engine, worker, packet, view, conn, direction, reason, now)
+    if unlikely(taken is not NULL):
+        taken.destination = conn.destination
+        taken.direction = <uint8_t>direction
+        taken.method = <uint8_t>method_of(conn)
+    spin_unlock(&conn.lock)
+    if unlikely(worker.expected_words):
+        insert_expected(engine, worker)
+    return True
+
+
+cdef inline void route_fragment(
+    Engine *engine, Worker *worker, const Snapshot *snapshot, svcdp_packet *packet,
+    View *view, int64_t now
+) noexcept nogil:
+    """A fragment: the first of its packet has ports and shows the others the way."""
+    cdef Fragment fragment
+    cdef FragmentRoute taken
+    cdef uint8_t reason = parse_fragment(packet.data, packet.len, view, &fragment)
+    if reason != PARSED:
+        decide(worker, packet, SVCDP_VERDICT_PASS, reason)
+        return
+    hash_view(engine, view)
+    view.expected = NULL
+    if fragment.offset:
+        if fragment_find(&engine.fragments, &engine.table.key, &fragment, now, &taken):
+            forward_fragment(engine, worker, packet, view, &taken)
+        else:
+            decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_FRAGMENT)
+        return
+    if not route(engine, worker, snapshot, packet, view, NULL, now, &taken):
+        return
+    if packet.verdict != SVCDP_VERDICT_FORWARD:
+        return
+    if taken.method == METHOD_MASQ:
+        copy_address(taken.source, packet.data + source_offset(view.words), view.words)
+        copy_address(taken.target, packet.data + destination_offset(view.words), view.words)
+    fragment_remember(&engine.fragments, &engine.table.key, &fragment, &taken, now)
+
+
+cdef inline void handle(
+    Engine *engine, Worker *worker, const Snapshot *snapshot, svcdp_packet *packet,
+    View *view, Service *service, int64_t now
+) noexcept nogil:
+    packet.destination = 0
+    if likely(view.reason == PARSED):
+        route(engine, worker, snapshot, packet, view, service, now, NULL)
+    elif view.reason == SVCDP_REASON_FRAGMENT:
+        route_fragment(engine, worker, snapshot, packet, view, now)
+    else:
+        decide(worker, packet, SVCDP_VERDICT_PASS, view.reason)
 
 
 cdef inline void burst(
@@ -126,9 +201,7 @@ cdef inline void burst(
         view = &worker.views[i]
         view.reason = parse(packets[i].data, packets[i].len, view)
         if likely(view.reason == PARSED):
-            view.hash = hash_flow(
-                &engine.table.key, view.words, view.source, view.destination,
-                view.source_port, view.destination_port, view.protocol)
+            hash_view(engine, view)
             prefetch_slot(&engine.table, view)
     for i in range(count):
         worker.services[i] = NULL
@@ -150,6 +223,7 @@ cdef inline void run(
     # From here until the epoch is 0 again nothing that this snapshot names is freed.
     exchange_u64(&worker.epoch, load_acquire_u64(&engine.epoch))
     snapshot = <const Snapshot *>load_ordered_ptr(<void **>&engine.snapshot)
+    worker.now = now
     if unlikely(now >= load_i64(&engine.second)):
         look_at_load(engine, worker, now)
     while done < count:

@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from svcdp._core.affinity cimport let_go
 from svcdp._core.random cimport next_random
+from svcdp._core.record cimport helper_release
 from svcdp._core.worker cimport *
 
 cdef enum:
@@ -23,6 +24,10 @@ cdef inline void expire(
         return
     count_out(dest_of(&engine.destinations, was.destination), &was)
     let_go(engine, words, was.control)
+    if was.extra:
+        helper_release(&engine.helpers, was.extra)
+    if was.flags & CONN_NO_CLIENT_PORT:
+        add_u32(&engine.expected, <uint32_t>-1)
     worker.expired += 1
 
 
@@ -39,6 +44,17 @@ cdef inline bint is_orphan(Engine *engine, const Conn *conn) noexcept nogil:
         or (target.on_removal == REMOVAL_DRAIN and conn.protocol == PROTOCOL_UDP))
 
 
+cdef inline bint controls(Engine *engine, const Conn *conn) noexcept nogil:
+    """Whether other connections hang on this record; it then outlives its time:
+    ip_vs_conn_expire. It is locked.
+    """
+    if conn.protocol == CONN_TEMPLATE:
+        return load_u32(&conn.packets) != 0
+    return (
+        conn.protocol != CONN_FREE and conn.flags & CONN_HELPED
+        and load_u32(&engine.helpers.helpers[conn.extra].references) > 1)
+
+
 cdef inline void sweep_record(
     Engine *engine, Worker *worker, Conn *conn, uint32_t words, int64_t now
 ) noexcept nogil:
@@ -50,8 +66,7 @@ cdef inline void sweep_record(
     spin_lock(&conn.lock)
     if is_orphan(engine, conn):
         conn.deadline = now
-    elif conn.protocol == CONN_TEMPLATE and conn.deadline <= now and load_u32(&conn.packets):
-        # Connections hang on it: ip_vs_conn_expire.
+    elif conn.deadline <= now and controls(engine, conn):
         conn.deadline = now + 60 * SECOND
     over = conn.protocol != CONN_FREE and conn.deadline <= now
     spin_unlock(&conn.lock)

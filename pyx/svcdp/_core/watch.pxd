@@ -42,11 +42,9 @@ cdef inline void note(Watch *watch, Conn *conn, uint32_t words) noexcept nogil:
 
 
 cdef inline bint is_due(
-    const Watch *watch, const Conn *conn, uint8_t before
+    const Watch *watch, const Conn *conn, uint32_t direction, uint8_t before
 ) noexcept nogil:
-    """Whether to tell of a connection after a packet of the client; `before` is the state that
-    it had.
-    """
+    """Whether to tell of a connection after a packet; `before` is the state that it had."""
     if conn.flags & CONN_ONE_WAY:
         return False
     if conn.protocol == PROTOCOL_TCP:
@@ -58,17 +56,19 @@ cdef inline bint is_due(
         is_active(conn.state) or is_closed(conn.state)
     ):
         return True
+    if direction == FROM_DESTINATION:
+        return False
     if watch.period == 0:
         return conn.packets == watch.threshold
     return conn.packets % watch.period == watch.threshold % watch.period
 
 
 cdef inline void watch_packet(
-    Table *table, Watch *watch, Conn *conn, uint32_t words, uint8_t before
+    Table *table, Watch *watch, Conn *conn, uint32_t words, uint32_t direction, uint8_t before
 ) noexcept nogil:
     """After a packet of a connection, which is locked: note it if it is due, and its template."""
     cdef Conn *template
-    if not is_due(watch, conn, before):
+    if not is_due(watch, conn, direction, before):
         return
     note(watch, conn, words)
     if conn.control:

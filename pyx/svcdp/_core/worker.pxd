@@ -2,8 +2,11 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from svcdp._core.abi cimport *
+from svcdp._core.answer cimport answer_in_time
 from svcdp._core.atomic cimport *
 from svcdp._core.conn cimport *
+from svcdp._core.frag cimport FragmentTable
+from svcdp._core.ftp cimport FtpControl
 from svcdp._core.packet cimport *
 from svcdp._core.proto cimport *
 from svcdp._core.service cimport *
@@ -26,6 +29,10 @@ cdef struct Worker:
     uint64_t expired
     uint64_t scheduler_errors
     uint8_t busy
+    int64_t now                # of the packets being processed, ns
+    int64_t answer_due         # see answer_in_time()
+    uint32_t expected_words    # of `expected`, 0: none
+    uint64_t expected[RECORD_WORDS]  # a connection that a helper waits for, to be inserted
     Traffic *traffic[DESTINATION_CHUNKS]
     View views[BURST]
     Service *services[BURST]   # of the views, where they seem unknown
@@ -48,6 +55,19 @@ cdef struct Settings:
     uint32_t am_droprate
     uint32_t answer_rate
 
+# What is known of a control connection, shared with the data connections that it controls.
+cdef struct Helper:
+    FtpControl ftp
+    uint32_t references        # connections; 0: free
+    uint32_t next              # of the free ones
+
+cdef struct HelperPool:
+    Helper *helpers            # limit + 1: number 0 is none
+    uint32_t limit
+    uint32_t fresh             # the last that was ever used
+    uint32_t free
+    uint8_t lock
+
 cdef struct Engine:
     Table table
     DestinationTable destinations
@@ -61,6 +81,9 @@ cdef struct Engine:
     int64_t second                     # when load is looked at again, ns
     uint32_t drop_rate                 # of packets that open connections, one in so many; 0: none
     uint32_t drop_count
+    FragmentTable fragments
+    HelperPool helpers
+    uint32_t expected                  # data connections that are waited for
     Watch *watch                       # who wants to know of connections, or NULL
     int64_t timeouts[TIMEOUT_CLASSES][STATE_COUNT]     # ns; class 0 is the default
 
@@ -74,10 +97,20 @@ cdef inline void decide(
 
 
 cdef inline void reject(
-    Worker *worker, svcdp_packet *packet, uint8_t reason, uint16_t answer
+    Engine *engine, Worker *worker, svcdp_packet *packet, const View *view, uint8_t reason,
+    uint16_t answer
 ) noexcept nogil:
+    """Have the sender told, unless too many were told lately. Resets are not counted there: each
+    spares its receiver some retransmissions.
+    """
     packet.answer = answer
-    decide(worker, packet, SVCDP_VERDICT_REJECT, reason)
+    if (
+        (view.protocol == PROTOCOL_TCP and answer == SVCDP_ANSWER_DEFAULT)
+        or answer_in_time(&worker.answer_due, engine.settings.answer_rate, worker.now)
+    ):
+        decide(worker, packet, SVCDP_VERDICT_REJECT, reason)
+    else:
+        decide(worker, packet, SVCDP_VERDICT_DROP, reason)
 
 
 cdef inline Traffic *traffic_of(Worker *worker, uint32_t id) noexcept nogil:

@@ -49,9 +49,9 @@ PASSED = [
     (patched(SYN, 32, b"\x40"), Reason.MALFORMED),
     (patched(DATAGRAM, 24, b"\0\7"), Reason.MALFORMED),
     (patched(DATAGRAM, 24, b"\0\x09"), Reason.TRUNCATED),
-    (patched(SYN, 6, b"\x20\0"), Reason.FRAGMENT),
+    (patched(SYN, 6, b"\x20\0"), Reason.MALFORMED),  # the next would begin inside of 8 bytes
     (patched(SYN, 6, b"\0\1"), Reason.FRAGMENT),
-    (extended(44, body=b"\0\1" + bytes(4)), Reason.FRAGMENT),
+    (extended(44, body=b"\0\1" + bytes(4)), Reason.MALFORMED),
     (extended(44, body=b"\0\x08" + bytes(4)), Reason.FRAGMENT),
     (extended(43, body=b"\0\1" + bytes(4)), Reason.PROTOCOL),  # segments left
     (patched(SYN, 9, b"\x2f"), Reason.PROTOCOL),  # GRE
