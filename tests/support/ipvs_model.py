@@ -148,7 +148,7 @@ class RoundRobin(Scheduler):
 
 
 class WeightedRoundRobin(Scheduler):
-    """cl: the last server's index, -1 for the head; cw: the level, mw: the highest, di: the step."""
+    """cl: index of the last server, -1: the head. cw: level, mw: the highest one, di: the step."""
 
     def __init__(self, servers: list[Server]) -> None:
         super().__init__(servers)

@@ -1,95 +1,22 @@
-"""Who gets the next connection: rr and wrr against models of IPVS's, random by frequencies."""
+"""Who gets the next connection: round robins, random choice, schedulers written in Python."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from math import gcd
+from pathlib import Path
 
 import pytest
 import wire
 from bench import VIRTUAL, Bench
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 import svcdp
 from svcdp.abc import Scheduler
+from svcdp.schedulers import BUILTIN, FLAGS, PYTHON
 from svcdp.types import Destination, Flow
 
-
-class RoundRobin:
-    """ip_vs_rr.c: the list, its newest server first, and a pointer into it."""
-
-    def __init__(self) -> None:
-        self.servers: list[list[int]] = []  # [name, weight]
-        self.pointer: int | None = None  # a name; None: the head of the list
-
-    def add(self, name: int, weight: int) -> None:
-        self.servers.insert(0, [name, weight])
-
-    def edit(self, name: int, weight: int) -> None:
-        next(server for server in self.servers if server[0] == name)[1] = weight
-
-    def remove(self, name: int) -> None:
-        index = self.index(name)
-        if self.pointer == name:
-            self.pointer = self.servers[index - 1][0] if index else None
-        del self.servers[index]
-
-    def index(self, name: int) -> int:
-        return [server[0] for server in self.servers].index(name)
-
-    def pick(self) -> int | None:
-        start = 0 if self.pointer is None else self.index(self.pointer) + 1
-        for name, weight in self.servers[start:] + self.servers[:start]:
-            if weight:
-                self.pointer = name
-                return name
-        return None
-
-
-class WeightedRoundRobin(RoundRobin):
-    """ip_vs_wrr.c: cl is the pointer, cw the level, mw the highest level, di the step."""
-
-    cw = mw = 0
-    di = 1
-
-    def changed(self) -> None:
-        self.pointer = None
-        self.di = gcd(*(weight for _, weight in self.servers)) or 1
-        self.mw = max((weight for _, weight in self.servers), default=0) - (self.di - 1)
-        if self.cw > self.mw or self.cw == 0:
-            self.cw = max(self.mw, 0)
-        elif self.di > 1:
-            self.cw = self.cw // self.di * self.di + 1
-
-    def add(self, name: int, weight: int) -> None:
-        super().add(name, weight)
-        self.changed()
-
-    def edit(self, name: int, weight: int) -> None:
-        super().edit(name, weight)
-        self.changed()
-
-    def remove(self, name: int) -> None:
-        super().remove(name)
-        self.changed()
-
-    def pick(self) -> int | None:
-        if not any(weight for _, weight in self.servers):
-            return None
-        position = -1 if self.pointer is None else self.index(self.pointer)
-        while True:
-            position += 1
-            if position == len(self.servers):
-                position = 0
-                self.cw -= self.di
-                if self.cw <= 0:
-                    self.cw = self.mw
-            name, weight = self.servers[position]
-            if weight >= self.cw:
-                self.pointer = name
-                return name
+ROOT = Path(__file__).parents[3]
 
 
 class Side:
@@ -107,57 +34,6 @@ class Side:
 
     def picks(self, count: int) -> list[int | None]:
         return [self.pick() for _ in range(count)]
-
-
-def change(service: svcdp.VirtualService, verb: str, name: int, weight: int) -> None:
-    if verb == "add":
-        service.add("10.1.0.1", name, weight)
-    elif verb == "edit":
-        service.update("10.1.0.1", name, weight=weight)
-    else:
-        service.remove("10.1.0.1", name)
-
-
-WEIGHTS = st.integers(0, 6)
-STEP = st.one_of(
-    st.tuples(st.just("add"), st.integers(1, 8), WEIGHTS),
-    st.tuples(st.just("edit"), st.integers(1, 8), WEIGHTS),
-    st.tuples(st.just("remove"), st.integers(1, 8), st.just(0)),
-)
-#: Transactions of some steps each, and how many connections come after each.
-HISTORY = st.lists(
-    st.tuples(st.lists(STEP, min_size=1, max_size=4), st.integers(0, 12)), max_size=8
-)
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "model"), [("rr", RoundRobin), ("wrr", WeightedRoundRobin)], ids=["rr", "wrr"]
-)
-@settings(max_examples=150, deadline=None, derandomize=True)
-@example([([("add", i + 1, w) for i, w in enumerate((1, 3, 5, 2, 4))], 12)])
-@example([([("add", 1, 4), ("add", 2, 2)], 5), ([("edit", 2, 6)], 9)])
-@given(HISTORY)
-def test_the_sequence_of_picks(
-    scheduler: str, model: type[RoundRobin], history: list[tuple[list[tuple[str, int, int]], int]]
-) -> None:
-    side, wanted = Side(scheduler), model()
-    for steps, picks in history:
-        before = [server[0] for server in wanted.servers]
-        done, names = [], [*before]
-        with side.bench.dp.transaction() as tx:
-            service = tx.service(VIRTUAL[4], 80)
-            for verb, name, weight in steps:
-                if (name in names) == (verb == "add"):
-                    continue
-                change(service, verb, name, weight)
-                done.append((verb, name, weight))
-                if verb != "edit":
-                    (names.append if verb == "add" else names.remove)(name)
-        for verb, name, weight in done:
-            # Whoever came and went within a transaction was never there.
-            if name in before or name in names:
-                getattr(wanted, verb)(*([name] if verb == "remove" else [name, weight]))
-        assert side.picks(picks) == [wanted.pick() for _ in range(picks)]
 
 
 def test_weights_added_one_by_one_begin_with_a_round_of_all() -> None:
@@ -220,7 +96,7 @@ def test_random_is_repeatable_and_differs_by_seed() -> None:
     assert picks(1) != picks(2)
 
 
-@pytest.mark.parametrize("scheduler", ["rr", "wrr", "random"])
+@pytest.mark.parametrize("scheduler", BUILTIN)
 @pytest.mark.parametrize("weights", [[], [0], [0, 0, 0]])
 def test_nobody_to_pick(scheduler: str, weights: list[int]) -> None:
     bench = Bench()
@@ -243,6 +119,28 @@ def test_great_weights() -> None:
     ):
         tx.service(VIRTUAL[4], 80).add("10.1.0.1", 4, 2**31 - 1)
     assert side.picks(2) == [3, 1]
+
+
+def constants(file: str) -> dict[str, int]:
+    """The enumeration constants of a file of the core."""
+    text = (ROOT / "pyx/svcdp/_core" / file).read_text()
+    return {name: int(value) for name, value in re.findall(r"^    ([A-Z_]+) = (\d+)$", text, re.M)}
+
+
+def test_the_core_has_the_same_numbers() -> None:
+    prefix = "SCHEDULER_"
+    numbers = {
+        name.removeprefix(prefix).lower(): number
+        for name, number in constants("sched.pxd").items()
+        if name.startswith(prefix)
+    }
+    assert numbers == {**BUILTIN, "python": PYTHON}
+    bits = constants("service.pxd")
+    for name, flags in FLAGS.items():
+        assert flags == {
+            f"{name}-fallback": bits["SCHEDULER_FALLBACK"],
+            f"{name}-port": bits["SCHEDULER_PORT"],
+        }
 
 
 # -- schedulers written in Python ------------------------------------------------------------------
