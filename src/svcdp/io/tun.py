@@ -18,7 +18,7 @@ from svcdp.errors import (
 )
 from svcdp.io.netns import NetNS, call_in
 
-__all__ = ["Tun"]
+__all__ = ["Tun", "open_device"]
 
 # linux/if_tun.h
 TUNSETIFF = 0x400454CA
@@ -26,6 +26,7 @@ IFF_TUN = 0x0001
 IFF_NO_PI = 0x1000
 
 PACKET_MAX = 65535
+HEADROOM = 64  # bytes; no tunnel's headers are longer
 NAME_MAX = 15  # IFNAMSIZ less the 0 at its end
 
 
@@ -39,13 +40,11 @@ class Tun:
     """
 
     def __init__(self, dp: Dataplane, name: str = "svcdp%d", *, netns: NetNS = None) -> None:
-        if not 0 < len(name.encode()) <= NAME_MAX:
-            raise ConfigError(f"TUN device name {name!r} is not of 1 to {NAME_MAX} bytes")
         self._dp = dp
-        self._buffer = bytearray(PACKET_MAX)
+        self._buffer = bytearray(HEADROOM + PACKET_MAX)
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            self._fd, self.name = call_in(netns, lambda: _open(name))
+            self._fd, self.name = call_in(netns, lambda: open_device(name))
         except BaseException:
             os.close(self._stop_read)
             os.close(self._stop_write)
@@ -65,14 +64,14 @@ class Tun:
         view = memoryview(self._buffer)
         for count in range(limit):
             try:
-                size = os.readv(self._fd, [self._buffer])
+                size = os.readv(self._fd, [view[HEADROOM:]])
             except BlockingIOError:
                 return count
             except OSError as error:
                 raise PlatformError(
                     error.errno, f"TUN device {self.name}: {error.strerror}; was it removed?"
                 ) from None
-            result = self._dp.process(view[:size])
+            result = self._dp.process(view[: HEADROOM + size], headroom=HEADROOM)
             if result.packet is not None:
                 self._write(result.packet)
         return limit
@@ -123,7 +122,12 @@ class Tun:
                 raise
 
 
-def _open(name: str) -> tuple[int, str]:
+def open_device(name: str) -> tuple[int, str]:
+    """A TUN device without packet information: its file descriptor, which does not block, and its
+    name. Raises as :class:`Tun` does.
+    """
+    if not 0 < len(name.encode()) <= NAME_MAX:
+        raise ConfigError(f"TUN device name {name!r} is not of 1 to {NAME_MAX} bytes")
     try:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:

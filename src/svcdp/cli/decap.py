@@ -1,0 +1,116 @@
+"""``svcdp decap``"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+CONF = Path("/proc/sys/net/ipv4/conf")
+
+#: So that nobody asks this host, in ARP, for a virtual address that is on the TUN device: the
+#: director answers (Documentation/networking/ip-sysctl.rst).
+ARP = {"arp_ignore": 1, "arp_announce": 2}
+
+LOOSE = 2
+"""Of rp_filter, of which the greater of "all" and the device counts: clients come out of the
+tunnel, and the way to them does not lead into it."""
+
+
+@click.command("decap")
+@click.option(
+    "--type",
+    "types",
+    type=click.Choice(["ipip", "gre", "gue"]),
+    multiple=True,
+    default=["ipip"],
+    help="A type of tunnel to serve; may be repeated. [default: ipip]",
+)
+@click.option(
+    "--vip",
+    "virtual",
+    metavar="ADDRESS",
+    multiple=True,
+    help="A virtual address to serve, which this host gets; may be repeated.",
+)
+@click.option("--local", metavar="ADDRESS", default="", help="Where tunnels end [default: any].")
+@click.option(
+    "--from",
+    "sources",
+    metavar="NETWORK",
+    multiple=True,
+    help="A director that may send; may be repeated. [default: anybody]",
+)
+@click.option(
+    "--device", metavar="NAME", default="svcdp-decap", show_default=True, help="The TUN device."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=6080,
+    show_default=True,
+    help="UDP port of GUE.",
+)
+def command(
+    types: Sequence[str],
+    virtual: Sequence[str],
+    local: str,
+    sources: Sequence[str],
+    device: str,
+    port: int,
+) -> None:
+    """Be the real server of a tunnel: take packets out of it.
+
+    For hosts whose kernel has no tunnel device. The packets come out of a TUN device, and the
+    host's own programs answer the clients directly. --vip puts the virtual address on that
+    device, refuses packets for other ones, and lets this host keep quiet about it in ARP
+    (net.ipv4.conf.all.arp_ignore and arp_announce); all of it goes when the command ends.
+    """
+    from svcdp.io.decap import Decapsulator
+
+    with Decapsulator(
+        types, device, local=local, sources=sources, virtual=virtual, port=port
+    ) as tunnels:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: tunnels.stop())
+        with _configured(tunnels.name, virtual):
+            click.echo(f"{tunnels.name}: packets of {', '.join(types)} come out here")
+            tunnels.run()
+        click.echo(f"{tunnels.taken} packets came out, {tunnels.refused} were refused")
+
+
+@contextlib.contextmanager
+def _configured(device: str, virtual: Sequence[str]) -> Iterator[None]:
+    """The device up and with its addresses. They go with it, the sysctls of ARP afterwards."""
+    from svcdp.rules.tools import run
+
+    with contextlib.ExitStack() as stack:
+        (CONF / device / "rp_filter").write_text(str(LOOSE))
+        if any(":" not in address for address in virtual):
+            for name, least in ARP.items():
+                stack.enter_context(_at_least(CONF / "all" / name, least))
+        run(["ip", "link", "set", device, "up"])
+        for address in virtual:
+            options = ["nodad"] if ":" in address else []
+            run(["ip", "address", "add", address, "dev", device, *options])
+        yield
+
+
+@contextlib.contextmanager
+def _at_least(path: Path, value: int) -> Iterator[None]:
+    """A sysctl that is at least so much; then what it was, unless somebody else has set it."""
+    before = path.read_text().strip()
+    if int(before) >= value:
+        yield
+        return
+    path.write_text(str(value))
+    try:
+        yield
+    finally:
+        if path.read_text().strip() == str(value):
+            path.write_text(before)
