@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 from svcdp._core.answer cimport answer
 from svcdp._core.batch cimport PacketBatch
 from svcdp._core.conn cimport give_back, reserve, table_free, table_init
+from svcdp._core.hashing cimport entry_ids
 from svcdp._core.memory cimport htonl, load32, ntohs
 from svcdp._core.path cimport *
 from svcdp._core.sched cimport advance
@@ -932,10 +933,8 @@ cdef class Core:
         view.destination_port = htons(virtual_port)
         masquerade = target.config.method == METHOD_MASQ and (
             source_port != client_port or not same_address(client, source, words))
-        # Quoted, so that its state is not asked of a packet.
-        view.quoted = 1
         fill(
-            self.engine, pattern, service, NULL, &view, target,
+            self.engine, pattern, service, &view, target,
             flags_of(service, target, &view, masquerade) & <uint16_t>~CONN_ONE_WAY, now)
         if flags & STATE_SYNC:
             pattern.flags |= CONN_SYNCED
@@ -1097,6 +1096,11 @@ cdef class Core:
         return (
             packets, created, expired, errors,
             load_u32(&self.engine.table.count) - templates, templates)
+
+    def hash_table(self, record):
+        """Which destination, by id, each entry of a service's table names: sh and mh, else []."""
+        cdef Service *service = self.find_service(record)
+        return [] if service is NULL else entry_ids(service)
 
     def connection_rows(self, uint32_t pool, uint32_t start, uint32_t limit):
         """Rows of connections of a family (0: IPv4, 1: IPv6) whose records are `start` and up.
