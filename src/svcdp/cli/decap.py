@@ -17,9 +17,9 @@ CONF = Path("/proc/sys/net/ipv4/conf")
 #: director answers (Documentation/networking/ip-sysctl.rst).
 ARP = {"arp_ignore": 1, "arp_announce": 2}
 
-LOOSE = 2
-"""Of rp_filter, of which the greater of "all" and the device counts: clients come out of the
-tunnel, and the way to them does not lead into it."""
+#: rp_filter, of which the greater of "all" and the device counts. Clients come out of the tunnel,
+#: and the way to them does not lead into it. Loose needs some address on the device.
+OFF, LOOSE = "0", "2"
 
 
 @click.command("decap")
@@ -90,14 +90,21 @@ def _configured(device: str, virtual: Sequence[str]) -> Iterator[None]:
     from svcdp.rules.tools import run
 
     with contextlib.ExitStack() as stack:
-        (CONF / device / "rp_filter").write_text(str(LOOSE))
-        if any(":" not in address for address in virtual):
+        has_ipv4 = any(":" not in address for address in virtual)
+        (CONF / device / "rp_filter").write_text(LOOSE if has_ipv4 else OFF)
+        if has_ipv4:
             for name, least in ARP.items():
                 stack.enter_context(_at_least(CONF / "all" / name, least))
         run(["ip", "link", "set", device, "up"])
         for address in virtual:
             options = ["nodad"] if ":" in address else []
             run(["ip", "address", "add", address, "dev", device, *options])
+        if not has_ipv4 and (CONF / "all" / "rp_filter").read_text().strip() != OFF:
+            click.echo(
+                f"net.ipv4.conf.all.rp_filter is on: no IPv4 packet gets out of {device}"
+                " until it has an IPv4 address and a loose rp_filter (2)",
+                err=True,
+            )
         yield
 
 

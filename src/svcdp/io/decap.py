@@ -190,8 +190,8 @@ def _open_socket(
         listener.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if is_udp:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 # Tunnels may do without the checksum (RFC 6935).
                 listener.setsockopt(socket.IPPROTO_UDP, UDP_NO_CHECK6_RX, 1)
         elif is_udp:
