@@ -475,6 +475,18 @@ class Dataplane(Core):
             for _, state in installed
         ]
 
+    def hash_table(self, address: str, port: int, protocol: str = "tcp") -> list[Endpoint]:
+        """Who has each entry of the table by which a service hashes its clients (sh, mh). Empty
+        with other schedulers, and when nobody has a share. NotFoundError.
+        """
+        key = check_key(address, port, protocol)
+        with self._lock:
+            if key not in self._installed:
+                raise NotFoundError(f"no service {address}:{port}/{protocol}")
+            state = self._installed[key]
+            endpoints = {handle.id: endpoint for endpoint, handle in state.handles.items()}
+            return [endpoints[id] for id in self.table_ids(state.record)]
+
     def connections(self) -> Iterator[Connection]:
         """All live connections, a step at a time: not a snapshot of one moment."""
         for family in (0, 1):

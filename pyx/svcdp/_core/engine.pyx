@@ -1097,7 +1097,7 @@ cdef class Core:
             packets, created, expired, errors,
             load_u32(&self.engine.table.count) - templates, templates)
 
-    def hash_table(self, record):
+    def table_ids(self, record):
         """Which destination, by id, each entry of a service's table names: sh and mh, else []."""
         cdef Service *service = self.find_service(record)
         return [] if service is NULL else entry_ids(service)

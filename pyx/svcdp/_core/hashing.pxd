@@ -103,4 +103,5 @@ cdef inline int32_t pick_mh(const Service *service, const View *view) noexcept n
 
 cdef HashTable *sh_table(const Service *service) except? NULL
 cdef HashTable *mh_table(const Service *service, const Service *before) except? NULL
+cdef list entry_ids(const Service *service)
 cdef void release_table(HashTable *table) noexcept

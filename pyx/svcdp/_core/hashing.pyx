@@ -36,6 +36,15 @@ cdef void release_table(HashTable *table) noexcept:
             free(table)
 
 
+cdef list entry_ids(const Service *service):
+    """The table as ids of destinations."""
+    cdef const HashTable *table = <const HashTable *>service.state.table
+    cdef uint32_t i
+    if table is NULL:
+        return []
+    return [service.members[table.entries[i]].destination.id for i in range(table.size)]
+
+
 cdef HashTable *sh_table(const Service *service) except? NULL:
     """Weight after weight of entries to the members in turn, and one to those of weight 0."""
     cdef HashTable *table
