@@ -200,18 +200,27 @@ class QueueWorkers:
         #: What ended a worker before its time, or None.
         self.error: BaseException | None = None
 
-    def start(self) -> None:
-        """Bind all queues, then serve them. When one cannot be bound, none is, and it raises as
-        :class:`NFQueue` does. RuntimeError when already started.
+    def bind(self) -> None:
+        """Bind all queues; their packets wait until `start`. When one cannot be bound, none is,
+        and it raises as :class:`NFQueue` does. RuntimeError when they are bound already.
         """
         if self._queues:
-            raise RuntimeError("the workers are started already")
+            raise RuntimeError("the queues are bound already")
         try:
             for number in self._numbers:
                 self._queues[number] = self._open(number)
         except BaseException:
             self._close()
             raise
+
+    def start(self) -> None:
+        """Serve all queues, bound as `bind` does if they are not yet. RuntimeError when already
+        started.
+        """
+        if self._threads:
+            raise RuntimeError("the workers are started already")
+        if not self._queues:
+            self.bind()
         self._threads = [
             threading.Thread(
                 target=self._run, args=(queue,), name=f"svcdp-queue-{number}", daemon=True

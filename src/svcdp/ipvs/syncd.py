@@ -32,6 +32,7 @@ GROUP = "224.0.0.81"
 PORT = 8848
 
 TICK = 0.25  # seconds between two looks for what to send
+REQUEST_PAUSE = 10.0  # seconds
 INTERFACE_CHECK = 4  # ticks between two looks whether the interface is another one now
 BURST = 256  # datagrams that are taken before it is looked for what to send
 RECEIVE_BUFFER = 4 << 20  # bytes: a table comes faster than it can be taken
@@ -108,7 +109,7 @@ class SyncDaemon:
 
     def __init__(self, dp: Dataplane, config: SyncConfig, *, netns: NetNS = None) -> None:
         self._dp = dp
-        self._config = config
+        self.config = config
         self._netns = netns
         self._channel: _Channel | None = None
         self._sender: Sender | None = None
@@ -126,7 +127,7 @@ class SyncDaemon:
         """
         if self._thread is not None:
             raise RuntimeError("the sync daemon is started already")
-        config = self._config
+        config = self.config
         self._channel = call_in(self._netns, lambda: _Channel(config))
         if config.role != "backup":
             self._sender = Sender(
@@ -190,9 +191,7 @@ class SyncDaemon:
             self.error = error
 
     def _serve(self) -> None:
-        if self._config.role != "master":
-            self._send([encode_request(self._config.syncid)])
-        due = time.monotonic()
+        due = ask = time.monotonic()
         ticks = 0
         while True:
             now = time.monotonic()
@@ -201,6 +200,9 @@ class SyncDaemon:
                 ticks += 1
                 if ticks % INTERFACE_CHECK == 0 or self._channel is None:
                     self._reopen()
+                if now >= ask:
+                    ask = now + REQUEST_PAUSE
+                    self._ask()
                 if self._sender is not None:
                     self._send(self._sender.messages(now))
             if self._wait(due - now):
@@ -208,6 +210,11 @@ class SyncDaemon:
             self._receive()
         if self._sender is not None:
             self._send(self._sender.flush())
+
+    def _ask(self) -> None:
+        """For the whole table, until somebody told of something: messages get lost."""
+        if self.config.role != "master" and not self._receiver.stats.outcomes:
+            self._send([encode_request(self.config.syncid)])
 
     def _wait(self, timeout: float) -> bool:
         """For a datagram. True: it is time to stop."""
@@ -239,7 +246,7 @@ class SyncDaemon:
                 self._errors += 1
                 continue
             try:
-                self._channel.outgoing.send(message)
+                self._channel.send(message)
             except OSError as error:
                 self._fail(error)
             else:
@@ -254,7 +261,7 @@ class SyncDaemon:
                 return
             self._channel.close()
             self._channel = None
-        config = self._config
+        config = self.config
         try:
             self._channel = call_in(self._netns, lambda: _Channel(config))
         except PlatformError as error:
@@ -275,11 +282,14 @@ class _Channel:
     def __init__(self, config: SyncConfig) -> None:
         self._config = config
         self._family = socket.AF_INET6 if ":" in config.group else socket.AF_INET
+        self._peer = str(ipaddress.ip_address(config.group))
         self._stack = contextlib.ExitStack()
         try:
             self._index = socket.if_nametoindex(config.interface) if config.interface else 0
+            scope = (0, self._index) if self._family == socket.AF_INET6 else ()
+            self._target = (config.group, config.port, *scope)
             self.incoming = self._socket()
-            self.outgoing = self._socket()
+            self._outgoing = self._socket()
             self._open_incoming()
             self._open_outgoing()
         except OSError as error:
@@ -294,9 +304,13 @@ class _Channel:
     def close(self) -> None:
         self._stack.close()
 
+    def send(self, message: bytes) -> None:
+        # Not connected: else an ICMP error about one message would be the next one's.
+        self._outgoing.sendto(message, self._target)
+
     def is_peer(self, address: str) -> bool:
         """Whether to listen to this address. Of a multicast group all that are heard."""
-        return self._config.is_multicast or address.partition("%")[0] == self._config.group
+        return self._config.is_multicast or address.partition("%")[0] == self._peer
 
     def is_current(self) -> bool:
         """Whether the interface is still there, by the same name."""
@@ -334,10 +348,10 @@ class _Channel:
         else:
             member = struct.pack("=16si", group, self._index)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, member)
-        sock.bind(self._target())
+        sock.bind(self._target)
 
     def _open_outgoing(self) -> None:
-        sock = self.outgoing
+        sock = self._outgoing
         ttl = self._config.ttl
         if self._family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
@@ -345,10 +359,3 @@ class _Channel:
         else:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, ttl)
-        sock.connect(self._target())
-
-    def _target(self) -> tuple[str, int] | tuple[str, int, int, int]:
-        config = self._config
-        if self._family == socket.AF_INET:
-            return (config.group, config.port)
-        return (config.group, config.port, 0, self._index)

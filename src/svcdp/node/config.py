@@ -87,6 +87,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
         Literal["auto", "iptables", "nft", "none"],
         Meta(description="tool that installs the capture rules; none: you do it"),
     ] = "auto"
+    keep_rules: Annotated[
+        bool, Meta(description="leave the rules when stopping, for the next start to take over")
+    ] = False
     forward_mark: Annotated[Mark, Meta(description="mark bit of packets that svcdp rewrote")] = (
         Mark(0x00100000)
     )

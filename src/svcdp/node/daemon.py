@@ -108,7 +108,8 @@ class _Daemon:
         async with contextlib.AsyncExitStack() as undo:
             undo.enter_context(claim_netns())
             undo.callback(self._workers.stop)
-            self._workers.start()
+            # Where a crash left rules packets come already, and wait until it is known where to.
+            self._workers.bind()
             # When no packet comes any more.
             undo.push_async_callback(self._store.close)
             if self._peers is not None:
@@ -128,6 +129,7 @@ class _Daemon:
             sync.follow(self._source)
             await sync.ready()
             await self._store.open()
+            self._workers.start()
             if self._peers is not None:
                 self._peers.start()
             await asyncio.to_thread(mode.install)
@@ -146,6 +148,8 @@ class _Daemon:
 
     async def _withdraw(self, mode: NfqueueMode) -> None:
         """Stop capturing, then wait until the queues are empty: nothing more comes in."""
+        if self._config.keep_rules:
+            return
         await asyncio.to_thread(mode.close)
         deadline = time.monotonic() + DRAIN_TIME
         while any(stats.waiting for stats in self._workers.stats().values()):

@@ -72,8 +72,11 @@ class Workers:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
 
-    def start(self) -> None:
+    def bind(self) -> None:
         self._stage.event("bind")
+
+    def start(self) -> None:
+        self._stage.event("serve")
 
     def stop(self) -> None:
         self._stage.event("unbind")
@@ -162,7 +165,7 @@ def test_the_order_of_a_life(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> N
         stage.event("ready")
 
     run_with(stage, monkeypatch, script)
-    assert stage.events == ["bind", "apply 10.96.0.10", "ready", "remove", "unbind"]
+    assert stage.events == ["bind", "serve", "apply 10.96.0.10", "ready", "remove", "unbind"]
     assert not (stage.folder / "run" / "admin.sock").exists()
 
 
@@ -186,7 +189,7 @@ def test_it_follows_the_manifests(stage: Stage, monkeypatch: pytest.MonkeyPatch)
                 assert time.monotonic() < deadline
 
     run_with(stage, monkeypatch, script)
-    assert stage.events[:3] == ["bind", "apply 10.96.0.10", "add 10.96.0.11"]
+    assert stage.events[:4] == ["bind", "serve", "apply 10.96.0.10", "add 10.96.0.11"]
 
 
 def test_reload_says_what_needs_a_restart(
@@ -217,7 +220,7 @@ def test_the_watchdog_is_fed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> N
     ("fail_at", "events"),
     [
         ("bind", ["bind", "unbind"]),
-        ("apply 10.96.0.10", ["bind", "apply 10.96.0.10", "remove", "unbind"]),
+        ("apply 10.96.0.10", ["bind", "serve", "apply 10.96.0.10", "remove", "unbind"]),
     ],
 )
 def test_a_failed_start_is_undone(stage: Stage, fail_at: str, events: list[str]) -> None:
@@ -232,7 +235,7 @@ def test_a_dead_worker_ends_it(stage: Stage) -> None:
     stage.dead_worker = PlatformError("queue 100: gone")
     with pytest.raises(PlatformError, match="queue 100: gone"):
         daemon.run(stage.config)
-    assert stage.events == ["bind", "apply 10.96.0.10", "remove", "unbind"]
+    assert stage.events == ["bind", "serve", "apply 10.96.0.10", "remove", "unbind"]
 
 
 def test_two_daemons_exclude_each_other(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +245,7 @@ def test_two_daemons_exclude_each_other(stage: Stage, monkeypatch: pytest.Monkey
             asyncio.run(other._serve())
 
     run_with(stage, monkeypatch, script)
-    assert stage.events == ["bind", "apply 10.96.0.10", "remove", "unbind"]
+    assert stage.events == ["bind", "serve", "apply 10.96.0.10", "remove", "unbind"]
 
 
 def test_no_manifests(stage: Stage) -> None:
