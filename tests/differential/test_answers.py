@@ -181,3 +181,52 @@ def test_drop_says_nothing() -> None:
     result = dp.process(bytearray(bytes(packet)), 0)
     assert (result.verdict, result.reason) == (Verdict.DROP, Reason.NO_DESTINATION)
     assert result.packet is None
+
+
+@pytest.mark.parametrize(("protocol", "family"), [("tcp", 4), ("tcp", 6), ("udp", 4)])
+def test_unreachable_for_tcp_too(protocol: str, family: int) -> None:
+    dp = svcdp.Dataplane(64, 1, clock=lambda: 0)
+    with dp.transaction() as tx:
+        rules = (svcdp.SourceRule(on_empty="unreachable"),)
+        tx.service(VIRTUAL[family], 80, protocol, rules=rules)
+    body = TCP(dport=80, flags="S") if protocol == "tcp" else UDP(dport=80)
+    packet = bytes(header(family, CLIENT[family], VIRTUAL[family]) / body)
+    batch = svcdp.PacketBatch(2)
+    batch.append(packet)
+    batch.append(b"no packet")
+    dp.process_batch(batch, 0)
+    result = dp.process(bytearray(packet), 0)
+    assert result.packet is not None
+    assert batch.answer(0) == bytes(result.packet)
+    assert batch.answer(1) is None
+    if family == 4:
+        error = IP(bytes(result.packet))
+        assert (error[ICMP].type, error[ICMP].code, error.tos) == (3, 3, 0xC0)
+        assert bytes(error)[28:] == packet
+    else:
+        error = IPv6(bytes(result.packet))
+        assert error[ICMPv6DestUnreach].code == 4
+        assert bytes(error)[48:] == packet
+
+
+def test_how_many_answers_a_second() -> None:
+    """RFC 4443, 2.4 (f): 50 at once, and then at the rate that was set."""
+    dp = svcdp.Dataplane(64, 1, clock=lambda: 0, settings=svcdp.Settings(answer_rate=100))
+    with dp.transaction() as tx:
+        tx.service(VIRTUAL[4], 80, "udp")
+    packet = bytes(IP(src=CLIENT[4], dst=VIRTUAL[4]) / UDP(dport=80))
+
+    def answers(count: int, now: int) -> int:
+        results = [dp.process(bytearray(packet), now) for _ in range(count)]
+        assert {result.reason for result in results} == {Reason.NO_DESTINATION}
+        verdicts = [result.verdict for result in results]
+        assert set(verdicts) <= {Verdict.REJECT, Verdict.DROP}
+        return verdicts.count(Verdict.REJECT)
+
+    second = 10**9
+    assert answers(200, second) == 50
+    assert answers(10, second + second // 200) == 0
+    assert answers(10, second + second // 100) == 1
+    assert answers(200, 2 * second) == 50
+    # A clock that goes back does not silence it.
+    assert answers(1, 0) == 1

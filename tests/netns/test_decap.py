@@ -99,7 +99,9 @@ def start(hosts: dict[str, Namespace]) -> Start:
         )
         assert process.stdout is not None
         try:
-            assert "come out here" in process.stdout.readline(), process.communicate(timeout=TIMEOUT)
+            assert "come out here" in process.stdout.readline(), process.communicate(
+                timeout=TIMEOUT
+            )
             yield process
         finally:
             process.send_signal(signal.SIGTERM)

@@ -52,9 +52,9 @@ cdef inline bint answer_in_time(int64_t *due, uint32_t rate, int64_t now) noexce
     cost = 1000000000 // rate
     wait = due[0] - now
     # Longer than it ever gets: the caller's clock went back.
-    if wait < 0 or wait > (ANSWER_BURST + 1) * cost:
+    if wait < 0 or wait > ANSWER_BURST * cost:
         wait = 0
-    if wait >= ANSWER_BURST * cost:
+    if wait > (ANSWER_BURST - 1) * cost:
         return False
     due[0] = now + wait + cost
     return True

@@ -19,9 +19,13 @@ cdef inline bint is_about_tunnel(
     cdef uint8_t protocol = outer[9] if words == 1 else outer[6]
     if outer[0] >> 4 != (4 if words == 1 else 6) or config.method != METHOD_TUNNEL:
         return False
-    if config.tunnel_type == TUNNEL_GUE and protocol != PROTOCOL_UDP:
-        return False
-    if config.tunnel_type == TUNNEL_GRE and protocol != PROTOCOL_GRE:
+    if config.tunnel_type == TUNNEL_GUE:
+        if protocol != PROTOCOL_UDP:
+            return False
+    elif config.tunnel_type == TUNNEL_GRE:
+        if protocol != PROTOCOL_GRE:
+            return False
+    elif protocol != PROTOCOL_IPIP and protocol != PROTOCOL_IPV6:
         return False
     return (
         same_address(outer + source_offset(words), config.tunnel_source, words)
