@@ -3,6 +3,7 @@
 One `recvmmsg` brings up to GROUP packets, one `sendmsg` carries their verdicts; payloads go back
 straight from the receive buffer, and only those that were rewritten. Every packet that was
 received gets exactly one verdict: what cannot be parsed or was cut short passes as it is.
+A packet that grows, in a tunnel, grows over the message that it came in.
 """
 
 import errno
@@ -27,6 +28,7 @@ cdef enum:
     # The kernel copies at most this much of a packet (0xffff less the attribute's header).
     PAYLOAD_MAX = 0xfffb
     MESSAGE_MAX = 0x11000      # a payload and its attributes
+    HEADROOM = 128             # bytes before a message: for what a tunnel puts before a packet
     ALIGN = 3                  # netlink pads to 4 bytes
     # A send that is larger than this gains nothing more and has to find more memory at once.
     SEND_BYTES = 1 << 18
@@ -62,6 +64,7 @@ cdef struct Counters:
     uint64_t received
     uint64_t verdicts
     uint64_t truncated
+    uint64_t outgrown
     uint64_t overruns
     uint64_t errors
     uint64_t answers
@@ -155,7 +158,7 @@ cdef class Queue:
         self.forward_mark = forward_mark
         self.pass_mark = pass_mark
         self.repeat = repeat
-        self.buffers = <uint8_t *>malloc(GROUP * MESSAGE_MAX)
+        self.buffers = <uint8_t *>malloc(GROUP * (HEADROOM + MESSAGE_MAX))
         self.messages = <mmsghdr *>calloc(GROUP, sizeof(mmsghdr))
         self.vectors = <iovec *>calloc(GROUP, sizeof(iovec))
         self.arrivals = <Arrival *>calloc(GROUP, sizeof(Arrival))
@@ -169,7 +172,7 @@ cdef class Queue:
         ):
             raise MemoryError("cannot allocate the buffers of a queue")
         for i in range(GROUP):
-            self.vectors[i].iov_base = self.buffers + i * MESSAGE_MAX
+            self.vectors[i].iov_base = self.buffers + i * (HEADROOM + MESSAGE_MAX) + HEADROOM
             self.vectors[i].iov_len = MESSAGE_MAX
             self.messages[i].msg_hdr.msg_iov = &self.vectors[i]
             self.messages[i].msg_hdr.msg_iovlen = 1
@@ -415,7 +418,11 @@ cdef class Queue:
             memset(packet, 0, sizeof(svcdp_packet))
             packet.data = arrival.payload
             packet.len = arrival.length
-            packet.mark = arrival.mark
+            packet.mark = arrival.mark & ~(self.forward_mark | self.pass_mark)
+            if arrival.payload is not NULL:
+                # All of the message before it has been read.
+                packet.headroom = <uint16_t>(
+                    HEADROOM + (arrival.payload - <uint8_t *>self.vectors[i].iov_base))
             if arrival.info & NFQA_SKB_CSUMNOTREADY:
                 packet.flags = SVCDP_PACKET_CSUM_PARTIAL
             if arrival.length < arrival.whole:
@@ -449,19 +456,21 @@ cdef class Queue:
         reply.id = arrival.id
         reply.mark_attribute.nla_len = sizeof(nlattr) + 4
         reply.mark_attribute.nla_type = NFQA_MARK
-        reply.mark = arrival.mark
-        if forward or packet.verdict == SVCDP_VERDICT_PASS:
+        reply.mark = packet.mark | (arrival.mark & self.forward_mark)
+        if forward and changed and packet.len > PAYLOAD_MAX:
+            self.counters.outgrown += 1
+        elif forward or packet.verdict == SVCDP_VERDICT_PASS:
             verdict = NF_REPEAT
             if not self.repeat or arrival.mark & (self.forward_mark | self.pass_mark):
-                # One that is marked was here before: the rules let it come back, for ever.
+                # One that is marked is not to walk the chain again.
                 verdict = NF_ACCEPT
             if forward:
                 reply.mark |= self.forward_mark
-            elif self.repeat:
+            elif verdict == NF_REPEAT:
                 reply.mark |= self.pass_mark
         reply.mark = htonl(reply.mark)
         reply.verdict = htonl(verdict)
-        if forward and changed:
+        if verdict != NF_DROP and forward and changed:
             reply.payload_attribute.nla_len = <uint16_t>(sizeof(nlattr) + packet.len)
             reply.payload_attribute.nla_type = NFQA_PAYLOAD
             reply.header.nlmsg_len = sizeof(Verdict) + packet.len

@@ -14,7 +14,10 @@ from svcdp.node.config import NodeConfig, load
 __all__ = ["command"]
 
 _CAPTURE = ("rules", "netns", "run_dir")
-_PLAN = ("queues", "bypass", "forward_mark", "pass_mark", "gso", "fail_open")
+_PLAN = (
+    *("queues", "tunnel_queues", "bypass", "forward_mark", "pass_mark", "dr_marks"),
+    *("gso", "fail_open"),
+)
 
 
 @click.group("rules")
@@ -53,14 +56,13 @@ def apply(manifests: str, dry_run: bool, config_file: str | None, **flags: Any) 
     from svcdp.cli.offline import offline_dataplane
     from svcdp.node.capture import capture_plan, choose_backend
     from svcdp.node.network import discover_addresses
+    from svcdp.rules.plan import items_of
 
     config = _load(config_file, flags)
     addresses = config.addresses or discover_addresses()
     config = msgspec.structs.replace(config, addresses=addresses)
-    captures = offline_dataplane(manifests, config).captures()
-    plan = dataclasses.replace(
-        capture_plan(config, addresses), virtual=captures.virtual, real=captures.real
-    )
+    items = items_of(offline_dataplane(manifests, config).captures())
+    plan = dataclasses.replace(capture_plan(config, addresses), items=items)
     backend = choose_backend(config)
     if dry_run:
         click.echo(backend.render(plan), nl=False)

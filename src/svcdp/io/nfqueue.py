@@ -40,6 +40,7 @@ class QueueStats:
     received: int  #: packets
     verdicts: int  #: packets that were answered for
     truncated: int  #: packets longer than the kernel hands over; passed as they were
+    outgrown: int  #: packets that a tunnel made longer than the kernel takes; dropped
     answers: int  #: resets and ICMP errors sent for rejected packets
     errors: int  #: messages, verdicts or answers that failed
     overruns: int  #: times the receive buffer was full (the kernel counts the packets)
@@ -52,9 +53,8 @@ class NFQueue:
     """One netfilter queue, bound from the start.
 
     With ``repeat`` a packet that goes on walks its chain again, marked: ``forward_mark`` when it
-    was rewritten and ``pass_mark`` when not, so that rules there can tell (without such rules it
-    comes back here once more, and is accepted). Without, it is accepted, and marked only when
-    rewritten.
+    was rewritten and ``pass_mark`` when not, so that rules there can tell. Without, and when it
+    comes with one of these marks, it is accepted, and marked only when rewritten.
 
     ``fail_open``: packets pass when the queue is full. ``gso``: take packets of up to 64 KiB
     before they are segmented. ``max_packets``: how many may wait. ``receive_buffer``: bytes.
@@ -161,7 +161,9 @@ class NFQueue:
 class QueueWorkers:
     """The queues ``first`` to ``last`` of one dataplane, a thread each.
 
-    Settings are those of :class:`NFQueue`.
+    ``tunnel_queues`` are the first and last of more queues, for packets that a tunnel may wrap:
+    never with ``gso``, nobody could segment what is wrapped. Settings are those of
+    :class:`NFQueue`.
     """
 
     def __init__(
@@ -170,6 +172,7 @@ class QueueWorkers:
         first: int,
         last: int,
         *,
+        tunnel_queues: tuple[int, int] | None = None,
         fail_open: bool = True,
         gso: bool = True,
         max_packets: int = 8192,
@@ -181,11 +184,14 @@ class QueueWorkers:
     ) -> None:
         if first > last:
             raise ConfigError(f"queues {first}-{last}: the first is above the last")
+        tunnels = range(0)
+        if tunnel_queues is not None:
+            tunnels = range(tunnel_queues[0], tunnel_queues[1] + 1)
         self._open: Callable[[int], NFQueue] = lambda number: NFQueue(
             dp,
             number,
             fail_open=fail_open,
-            gso=gso,
+            gso=gso and number not in tunnels,
             max_packets=max_packets,
             receive_buffer=receive_buffer,
             forward_mark=forward_mark,
@@ -193,7 +199,7 @@ class QueueWorkers:
             repeat=repeat,
             netns=netns,
         )
-        self._numbers = range(first, last + 1)
+        self._numbers = (*range(first, last + 1), *tunnels)
         self._queues: dict[int, NFQueue] = {}
         self._threads: list[threading.Thread] = []
         self._stats: dict[int, QueueStats] = {}

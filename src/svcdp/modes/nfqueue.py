@@ -6,53 +6,34 @@ import dataclasses
 import threading
 from collections.abc import Iterable
 
-from svcdp.dataplane import Captures, Dataplane
+from svcdp.dataplane import Captures, Dataplane, captures_of
+from svcdp.modes.onward import Onward
 from svcdp.rules import Backend, CapturePlan
-from svcdp.types import ForwardMethod, ServiceSpec
+from svcdp.rules.plan import Item, Mark, items_of
+from svcdp.types import ServiceSpec
 
 __all__ = ["NfqueueMode"]
 
-_NOTHING = Captures()
-
-
-class _Held:
-    """The elements of the kernel's sets."""
-
-    def __init__(self, captures: Captures) -> None:
-        self.virtual = set(captures.virtual)
-        self.real = set(captures.real)
-
-    def lacks(self, wanted: Captures) -> Captures:
-        """What of ``wanted`` is missing. Costs as much as ``wanted`` is large."""
-        return Captures(wanted.virtual - self.virtual, wanted.real - self.real)
-
-    def beyond(self, wanted: Captures) -> Captures:
-        """What is there and not wanted."""
-        return Captures(
-            frozenset(self.virtual - wanted.virtual), frozenset(self.real - wanted.real)
-        )
-
-    def change(self, added: Captures, removed: Captures) -> None:
-        self.virtual |= added.virtual
-        self.virtual -= removed.virtual
-        self.real |= added.real
-        self.real -= removed.real
+_NOTHING: frozenset[Item] = frozenset()
 
 
 class NfqueueMode:
     """Makes specs true in a :class:`svcdp.Dataplane`, and has their packets captured.
 
-    ``plan`` says how to capture; what to capture follows the dataplane. Methods may be
-    called by any thread.
+    ``plan`` says how to capture; what to capture follows the dataplane. What only this host
+    knows of tunnels and of destinations by ``dr`` is filled in: see :class:`Onward`. Methods may
+    be called by any thread.
     """
 
     def __init__(self, dataplane: Dataplane, rules: Backend, plan: CapturePlan) -> None:
         self._dataplane = dataplane
         self._rules = rules
         self._plan = plan
+        self._onward = Onward(rules, plan)
         self._lock = threading.Lock()
         self._installed = False
-        self._held: _Held | None = None  # None: not known, because a change failed
+        # What the kernel was told. None: not known, because a change failed.
+        self._held: set[Item] | None = None
         self._leaving = False  # whether something may be held that is not needed
 
     def install(self) -> None:
@@ -62,7 +43,7 @@ class NfqueueMode:
         """
         with self._lock:
             self._installed = True
-            self._apply(self._dataplane.captures())
+            self._apply(items_of(self._dataplane.captures()))
 
     def update(self, specs: Iterable[ServiceSpec], removed: Iterable[tuple[str, int, str]]) -> None:
         """Serve ``specs`` as they are now, and ``removed`` no more.
@@ -71,28 +52,30 @@ class NfqueueMode:
         would reach the client untranslated. They shrink in :meth:`trim`. After an error
         nothing else is served than before, and the same update may come again.
         """
-        specs = tuple(specs)
+        specs, removed = tuple(specs), tuple(removed)
         with self._lock:
-            if self._installed:
-                self._grow(_captures(specs))
-            self._dataplane.update(specs, removed)
+            self._serve(self._onward.complete(specs), removed)
+            self._onward.keep(specs, removed)
 
     def trim(self) -> None:
-        """Stop capturing for what was removed and has no connections left.
+        """Follow the kernel's routes, and stop capturing for what was removed and has no
+        connections left.
 
         Also mends what a failed change left. Raises :class:`svcdp.RulesError`; the next call
         tries again.
         """
         with self._lock:
+            self._follow_routes()
             if not (self._installed and self._leaving):
                 return
             draining = self._dataplane.draining()
-            wanted = self._dataplane.captures()
+            wanted = items_of(self._dataplane.captures())
             if self._held is None:
                 self._apply(wanted)
             else:
-                self._change(_NOTHING, self._held.beyond(wanted))
-            self._leaving = draining != _NOTHING
+                self._change(_NOTHING, self._held - wanted)
+            self._onward.release(wanted)
+            self._leaving = draining != Captures()
 
     def close(self) -> None:
         """Remove what was installed: from here on packets take their way without svcdp."""
@@ -101,38 +84,42 @@ class NfqueueMode:
                 self._installed = False
                 self._rules.remove()
 
-    def _grow(self, wanted: Captures) -> None:
+    def _serve(
+        self, specs: tuple[ServiceSpec, ...], removed: tuple[tuple[str, int, str], ...]
+    ) -> None:
+        if self._installed:
+            self._grow(items_of(captures_of(specs)))
+        self._dataplane.update(specs, removed)
+
+    def _follow_routes(self) -> None:
+        if changed := self._onward.refresh():
+            self._serve(changed, ())
+        hops = frozenset(self._onward.hops())
+        if self._installed and hops:
+            self._rules.refresh(dataclasses.replace(self._plan, items=hops))
+
+    def _grow(self, wanted: frozenset[Item]) -> None:
         self._leaving = True
         if self._held is None:
-            self._apply(self._dataplane.captures() | wanted)
+            self._apply(items_of(self._dataplane.captures()) | wanted)
         else:
-            self._change(self._held.lacks(wanted), _NOTHING)
+            self._change(wanted - self._held, _NOTHING)
 
-    def _apply(self, wanted: Captures) -> None:
+    def _apply(self, wanted: frozenset[Item]) -> None:
         self._held = None
-        plan = dataclasses.replace(self._plan, virtual=wanted.virtual, real=wanted.real)
-        self._rules.apply(plan)
-        self._held = _Held(wanted)
+        self._rules.apply(dataclasses.replace(self._plan, items=wanted))
+        self._held = set(wanted)
 
-    def _change(self, added: Captures, removed: Captures) -> None:
-        if added == removed == _NOTHING:
+    def _change(self, added: Iterable[Item], removed: Iterable[Item]) -> None:
+        added, removed = set(added), set(removed)
+        if not added and not removed:
+            return
+        assert self._held is not None
+        if any(isinstance(item, Mark) for item in added | removed):
+            self._apply(frozenset((self._held | added) - removed))
             return
         held, self._held = self._held, None
-        assert held is not None
-        self._rules.update(added, removed)
-        held.change(added, removed)
+        self._rules.update(self._plan, added, removed)
+        held |= added
+        held -= removed
         self._held = held
-
-
-def _captures(specs: Iterable[ServiceSpec]) -> Captures:
-    """What must be captured for these specs alone."""
-    specs = tuple(specs)
-    return Captures(
-        frozenset((spec.protocol, spec.address, spec.port) for spec in specs),
-        frozenset(
-            (spec.protocol, destination.address, destination.port)
-            for spec in specs
-            for destination in spec.destinations
-            if destination.method == ForwardMethod.MASQ
-        ),
-    )

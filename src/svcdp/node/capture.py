@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from svcdp.dataplane import Captures
 from svcdp.node.config import NodeConfig
 from svcdp.rules import Backend, CapturePlan, choose
+from svcdp.rules.paths import Path, find_paths
+from svcdp.rules.plan import Item
 
 __all__ = ["NoRules", "capture_plan", "choose_backend"]
 
@@ -19,8 +20,15 @@ class NoRules(Backend):
     def apply(self, plan: CapturePlan) -> None:
         """Nothing to do."""
 
-    def update(self, added: Captures, removed: Captures) -> None:
+    def update(self, plan: CapturePlan, added: Collection[Item], removed: Collection[Item]) -> None:
         """Nothing to do."""
+
+    def refresh(self, plan: CapturePlan) -> None:
+        """Nothing to do."""
+
+    def paths(self, addresses: Iterable[str]) -> Mapping[str, Path]:
+        """As the kernel has them."""
+        return find_paths(addresses)
 
     def remove(self) -> None:
         """Nothing to do."""
@@ -46,8 +54,10 @@ def capture_plan(config: NodeConfig, addresses: Sequence[str]) -> CapturePlan:
     """How packets are captured on a node with these addresses."""
     return CapturePlan(
         queues=(config.queues.first, config.queues.last),
+        tunnel_queues=(config.tunnel_queues.first, config.tunnel_queues.last),
         forward_mark=config.forward_mark,
         pass_mark=config.pass_mark,
+        hop_marks=config.dr_marks,
         bypass=config.bypass,
         service_cidrs=config.service_cidrs,
         addresses=tuple(addresses),

@@ -22,7 +22,8 @@ from msgspec import Meta
 
 from svcdp.errors import ConfigError
 from svcdp.ipvs.syncd import GROUP, PORT
-from svcdp.node.values import Address, Cidr, Mark, Range
+from svcdp.node.values import Address, Cidr, Mark, MarkField, Range, StateTimeout, Switch
+from svcdp.types import Settings
 
 __all__ = ["API_VERSION", "KIND", "LoadedConfig", "NodeConfig", "Setting", "load", "settings"]
 
@@ -73,6 +74,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     queues: Annotated[Range, Meta(description="NFQUEUE numbers, a worker thread each")] = Range(
         "100-103"
     )
+    tunnel_queues: Annotated[
+        Range, Meta(description="NFQUEUE numbers for packets that may leave in a tunnel")
+    ] = Range("104")
     fail_open: Annotated[
         bool, Meta(description="a full queue lets packets pass, else it drops them")
     ] = True
@@ -96,6 +100,17 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     pass_mark: Annotated[Mark, Meta(description="mark bit of packets that svcdp let pass")] = Mark(
         0x00200000
     )
+    dr_marks: Annotated[
+        MarkField, Meta(description="mark bits that number the destinations reached by dr")
+    ] = MarkField(0xFFC00000)
+    dataplane: Annotated[
+        tuple[Switch, ...],
+        Meta(description="name=number of IPVS's sysctls and alike, such as sloppy_tcp=1"),
+    ] = ()
+    timeouts: Annotated[
+        tuple[StateTimeout, ...],
+        Meta(description="state=seconds without a packet that end a connection: udp=30"),
+    ] = ()
     netns: Annotated[
         str, Meta(description="network namespace to serve, a name or a path (default: own)")
     ] = ""
@@ -141,6 +156,11 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     def admin_path(self) -> str:
         """Where the admin socket is."""
         return self.admin_socket or f"{self.run_dir}/admin.sock"
+
+    @property
+    def dataplane_settings(self) -> Settings:
+        """What ``dataplane`` says; the last of two that set the same counts."""
+        return Settings(**{switch.name: switch.value for switch in self.dataplane})
 
 
 @dataclass(frozen=True)
@@ -233,6 +253,11 @@ def load(
     config = NodeConfig(**values)
     if config.forward_mark == config.pass_mark:
         raise ConfigError("forwardMark and passMark must be different bits: change one of them")
+    if config.dr_marks & (config.forward_mark | config.pass_mark):
+        raise ConfigError("drMarks must hold neither forwardMark nor passMark: change one of them")
+    one, other = config.queues, config.tunnel_queues
+    if max(one.first, other.first) <= min(one.last, other.last):
+        raise ConfigError("queues and tunnelQueues must be different numbers: change one of them")
     return LoadedConfig(config, origins)
 
 

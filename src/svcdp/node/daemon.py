@@ -67,11 +67,14 @@ class _Daemon:
         self._dataplane = Dataplane(
             config.max_connections,
             masquerade_ports=(config.masquerade_ports.first, config.masquerade_ports.last),
+            timeouts={timeout.state: timeout.seconds for timeout in config.timeouts},
+            settings=config.dataplane_settings,
         )
         self._workers = QueueWorkers(
             self._dataplane,
             config.queues.first,
             config.queues.last,
+            tunnel_queues=(config.tunnel_queues.first, config.tunnel_queues.last),
             fail_open=config.fail_open,
             gso=config.gso,
             forward_mark=config.forward_mark,
@@ -139,7 +142,7 @@ class _Daemon:
                 extra={
                     "node": config.node_name,
                     "addresses": ",".join(addresses),
-                    "queues": config.queues,
+                    "queues": f"{config.queues},{config.tunnel_queues}",
                     "rules": backend.name,
                     **sync.counts._asdict(),
                 },

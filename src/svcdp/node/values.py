@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from dataclasses import replace
+from typing import Any
 
-__all__ = ["Address", "Cidr", "Mark", "Range"]
+from svcdp.dataplane import TIMEOUTS
+from svcdp.errors import ConfigError
+from svcdp.records import check_settings
+from svcdp.types import Settings
+
+__all__ = ["Address", "Cidr", "Mark", "MarkField", "Range", "StateTimeout", "Switch"]
 
 
 class Address(str):
@@ -44,6 +51,23 @@ class Range(str):
         return self
 
 
+class MarkField(int):
+    """A row of bits of the 32-bit packet mark."""
+
+    def __new__(cls, value: str | int) -> MarkField:
+        try:
+            number = value if isinstance(value, int) else int(value, 0)
+        except ValueError:
+            number = 0
+        values = number // (number & -number) if 0 < number < 1 << 32 else 0
+        if not values or values & (values + 1):
+            raise ValueError(f"{value!r} is not a row of bits of 32 such as 0xffc00000")
+        return super().__new__(cls, number)
+
+    def __str__(self) -> str:
+        return f"{int(self):#010x}"
+
+
 class Mark(int):
     """One bit of the 32-bit packet mark."""
 
@@ -58,3 +82,47 @@ class Mark(int):
 
     def __str__(self) -> str:
         return f"{int(self):#010x}"
+
+
+class Switch(str):
+    """One of :class:`svcdp.Settings`, as ``name=value``."""
+
+    name: str
+    value: Any
+
+    def __new__(cls, text: str) -> Switch:
+        name, _, value = (part.strip() for part in text.partition("="))
+        known = [*Settings.__dataclass_fields__]
+        if name not in known:
+            raise ValueError(f"{text!r} sets none of {', '.join(known)}")
+        if not re.fullmatch(r"\d{1,10}", value):
+            raise ValueError(f"{text!r} is not a name=number such as conn_reuse_mode=1")
+        self = super().__new__(cls, f"{name}={value}")
+        self.name = name
+        self.value = int(value)
+        if isinstance(getattr(Settings(), name), bool):
+            if self.value > 1:
+                raise ValueError(f"{name} is 0 or 1, not {value}")
+            self.value = bool(self.value)
+        try:
+            check_settings(replace(Settings(), **{name: self.value}))
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class StateTimeout(str):
+    """A timeout of a state of connections, as ``state=seconds``."""
+
+    state: str
+    seconds: float
+
+    def __new__(cls, text: str) -> StateTimeout:
+        state, _, seconds = (part.strip() for part in text.partition("="))
+        if state not in TIMEOUTS:
+            raise ValueError(f"{text!r} sets none of {', '.join(TIMEOUTS)}")
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", seconds) or not float(seconds):
+            raise ValueError(f"{text!r} is not a state=seconds such as udp=30")
+        self = super().__new__(cls, f"{state}={seconds}")
+        self.state, self.seconds = state, float(seconds)
+        return self

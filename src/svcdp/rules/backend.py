@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import abc
 import contextlib
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import ClassVar
 
-from svcdp.dataplane import Captures
 from svcdp.errors import SvcdpError
 from svcdp.io.netns import NetNS, call_in
-from svcdp.rules import routes
-from svcdp.rules.plan import CapturePlan
+from svcdp.rules import hops, routes
+from svcdp.rules.paths import Path, find_paths
+from svcdp.rules.plan import CapturePlan, Element, Hop, Item
 from svcdp.rules.sysctl import Guard, Sysctls
 
 __all__ = ["Backend", "KernelBackend"]
@@ -35,11 +36,20 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def update(self, added: Captures, removed: Captures) -> None:
+    def update(self, plan: CapturePlan, added: Collection[Item], removed: Collection[Item]) -> None:
         """Change what is captured: all of it, or, after an error, nothing.
 
-        The cost follows the size of the change.
+        ``plan`` is what was applied; its items are not looked at. Marks cannot be changed so:
+        apply them. The cost follows the size of the change.
         """
+
+    @abc.abstractmethod
+    def refresh(self, plan: CapturePlan) -> None:
+        """Follow the kernel's routes to the next hops of a plan."""
+
+    @abc.abstractmethod
+    def paths(self, addresses: Iterable[str]) -> Mapping[str, Path]:
+        """How packets reach these addresses from here; without those that have no route."""
 
     @abc.abstractmethod
     def remove(self) -> None:
@@ -70,8 +80,14 @@ class KernelBackend(Backend):
     def apply(self, plan: CapturePlan) -> None:
         call_in(self._netns, partial(self._apply, plan))
 
-    def update(self, added: Captures, removed: Captures) -> None:
-        call_in(self._netns, partial(self._update, added, removed))
+    def update(self, plan: CapturePlan, added: Collection[Item], removed: Collection[Item]) -> None:
+        call_in(self._netns, partial(self._update, plan.hop_marks, added, removed))
+
+    def refresh(self, plan: CapturePlan) -> None:
+        call_in(self._netns, partial(hops.refresh, plan.hops, plan.hop_marks))
+
+    def paths(self, addresses: Iterable[str]) -> Mapping[str, Path]:
+        return call_in(self._netns, partial(find_paths, addresses))
 
     def remove(self) -> None:
         call_in(self._netns, self._remove)
@@ -80,27 +96,49 @@ class KernelBackend(Backend):
         return call_in(self._netns, partial(self._render, plan))
 
     def show(self) -> str:
-        return call_in(self._netns, lambda: self._show() + routes.show() + self._sysctls.show())
+        return call_in(
+            self._netns,
+            lambda: self._show() + hops.show() + routes.show() + self._sysctls.show(),
+        )
 
     def _apply(self, plan: CapturePlan) -> None:
         try:
             # The guard is in force before what it makes up for is allowed.
             self._install(plan, self._sysctls.guard())
             routes.add(plan)
+            hops.apply(plan.hops, plan.hop_marks)
             self._sysctls.apply()
         except BaseException:
             with contextlib.suppress(SvcdpError):  # the first error says why
                 self._remove()
             raise
 
+    def _update(self, mask: int, added: Collection[Item], removed: Collection[Item]) -> None:
+        new_hops, old_hops = (
+            [each for each in change if isinstance(each, Hop)] for change in (added, removed)
+        )
+        try:
+            hops.add(new_hops, mask)
+            self._change(
+                [each for each in added if isinstance(each, Element)],
+                [each for each in removed if isinstance(each, Element)],
+            )
+        except BaseException:
+            with contextlib.suppress(SvcdpError):  # the first error says why
+                hops.remove(new_hops, mask)
+            raise
+        hops.remove(old_hops, mask)
+
     def _remove(self) -> None:
         with contextlib.ExitStack() as steps:  # all of them, whatever fails; backwards
             steps.callback(self._uninstall)
             steps.callback(self._sysctls.restore)
             steps.callback(routes.remove)
+            steps.callback(hops.remove_all)
 
     def _render(self, plan: CapturePlan) -> str:
         lines = [" ".join(argv) for argv in routes.commands(plan)]
+        lines += hops.commands(plan.hops, plan.hop_marks)
         lines += [
             f"sysctl -w net.ipv4.conf.{name.replace('/', '.')}={value} # was {original}"
             for name, (original, value) in self._sysctls.changes().items()
@@ -116,8 +154,8 @@ class KernelBackend(Backend):
         """Remove sets and rules, where there are any."""
 
     @abc.abstractmethod
-    def _update(self, added: Captures, removed: Captures) -> None:
-        """Change the sets' elements."""
+    def _change(self, added: Collection[Element], removed: Collection[Element]) -> None:
+        """Change the sets' elements: all of it, or nothing."""
 
     @abc.abstractmethod
     def _script(self, plan: CapturePlan, guard: Guard) -> str:

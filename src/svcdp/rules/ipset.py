@@ -1,19 +1,22 @@
-"""Sets of captured addresses, by ``ipset``: of each kind one for IPv4 and one for IPv6."""
+"""Sets of what is captured, by ``ipset``.
+
+Of each kind of element and IP version one of addresses with a port, and one of whole addresses.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection
 
-from svcdp.dataplane import Captures
 from svcdp.errors import RulesError
-from svcdp.rules.plan import Element, family_of
+from svcdp.rules.plan import Element, Kind, family_of
 from svcdp.rules.tools import run
 from svcdp.types import Protocol
 
-__all__ = ["REAL", "VIRTUAL", "destroy", "full", "load", "show", "update"]
+__all__ = ["KINDS", "destroy", "full", "load", "set_name", "show", "update"]
 
-VIRTUAL, REAL = "SVCDP-VIRTUAL", "SVCDP-REAL"  # 4 or 6 is appended
+KINDS: tuple[Kind, ...] = ("tunnel", "virtual", "real")
+PREFIX = "SVCDP-"
 INET = {4: "inet", 6: "inet6"}
 MAXELEM = 1 << 24  # a bound, not a size; the default of 65536 is less than large clusters need
 
@@ -21,26 +24,29 @@ RELEASE_TIME = 5.0  # seconds
 RELEASE_INTERVAL = 0.01
 
 
-def full(captures: Captures) -> str:
+def set_name(kind: Kind, family: int, *, whole: bool = False) -> str:
+    """``SVCDP-REAL4``, or ``SVCDP-REAL-ALL4`` of whole addresses."""
+    return f"{PREFIX}{kind.upper()}{'-ALL' if whole else ''}{family}"
+
+
+def full(elements: Collection[Element]) -> str:
     """Input of ``ipset restore`` that makes the sets hold exactly this.
 
     Each is built aside and swapped in, so that no packet sees half of it.
     """
+    by_set: dict[str, list[Element]] = {}
     lines = []
-    for kind, elements in ((VIRTUAL, captures.virtual), (REAL, captures.real)):
+    for element in sorted(elements):
+        by_set.setdefault(_set_of(element), []).append(element)
+    for kind in KINDS:
         for family, inet in INET.items():
-            name = f"{kind}{family}"
-            lines += [
-                f"create {each} hash:ip,port family {inet} maxelem {MAXELEM}"
-                for each in (name, f"{name}-NEW")
-            ]
-            lines.append(f"flush {name}-NEW")  # of what a killed process left
-            lines += [
-                f"add {name}-NEW {_text(element)}"
-                for element in sorted(elements)
-                if family_of(element[1]) == family
-            ]
-            lines += [f"swap {name}-NEW {name}", f"destroy {name}-NEW"]
+            for whole in (False, True):
+                name = set_name(kind, family, whole=whole)
+                shape = f"hash:ip{'' if whole else ',port'} family {inet} maxelem {MAXELEM}"
+                lines += [f"create {each} {shape}" for each in (name, f"{name}-NEW")]
+                lines.append(f"flush {name}-NEW")  # of what a killed process left
+                lines += [f"add {name}-NEW {_text(each)}" for each in by_set.get(name, ())]
+                lines += [f"swap {name}-NEW {name}", f"destroy {name}-NEW"]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -52,7 +58,7 @@ def load(script: str) -> None:
     run(["ipset", "-exist", "restore"], script)
 
 
-def update(added: Captures, removed: Captures) -> None:
+def update(added: Collection[Element], removed: Collection[Element]) -> None:
     """Add and delete elements; after an error none is changed."""
     try:
         load(_changes("add", added) + _changes("del", removed))
@@ -87,22 +93,18 @@ def show() -> str:
 
 def _names() -> list[str]:
     names = run(["ipset", "list", "-name"]).split()
-    return [name for name in names if name.startswith((VIRTUAL, REAL))]
+    return [name for name in names if name.startswith(PREFIX)]
 
 
-def _changes(verb: str, captures: Captures) -> str:
-    return "".join(
-        f"{verb} {name} {_text(element)}\n"
-        for kind, elements in ((VIRTUAL, captures.virtual), (REAL, captures.real))
-        for name, element in _named(kind, elements)
-    )
+def _changes(verb: str, elements: Collection[Element]) -> str:
+    return "".join(f"{verb} {_set_of(each)} {_text(each)}\n" for each in sorted(elements))
 
 
-def _named(kind: str, elements: Iterable[Element]) -> Iterator[tuple[str, Element]]:
-    for element in sorted(elements):
-        yield f"{kind}{family_of(element[1])}", element
+def _set_of(element: Element) -> str:
+    return set_name(element.kind, family_of(element.address), whole=not element.protocol)
 
 
 def _text(element: Element) -> str:
-    protocol, address, port = element
-    return f"{address},{protocol}:{port}"
+    if not element.protocol:
+        return element.address
+    return f"{element.address},{element.protocol}:{element.port}"

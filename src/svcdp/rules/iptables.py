@@ -6,39 +6,52 @@
                               seen, rewritten   -> notrack, go on
                               martian           -> drop (PREROUTING, IPv4: see svcdp.rules.sysctl)
                               ICMP error, or in the sets -> NFQUEUE
+    mangle PREROUTING, OUTPUT firewall mark of a service -> NFQUEUE
     filter FORWARD, INPUT     seen, rewritten   -> accept
 
 The queue's verdict is NF_REPEAT with a mark: the packet walks the raw chain again, now as
 "seen". So those that were rewritten, and only those, are exempt from connection tracking
 (which would see half-translated connections, and INVALID packets), and rules that others have
 in raw still see them. The mark also lets them through a FORWARD chain that drops what it does
-not know. Non-first fragments match no set: where connections are tracked there are none, the
-kernel puts them together before raw.
+not know. Fragments do not come here: the kernel puts them together before raw.
+
+Firewall marks are looked at last in mangle, where people set them; the chain is there only while
+a service has one. A packet goes to the queue marked as seen, so that its verdict is to go on:
+the rules of others must not be walked again, they would set the mark again.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from svcdp.dataplane import Captures
 from svcdp.rules import ipset
 from svcdp.rules.backend import KernelBackend
-from svcdp.rules.plan import CapturePlan
+from svcdp.rules.plan import CapturePlan, Element, Kind
 from svcdp.rules.sysctl import Guard
 from svcdp.rules.tools import run
 
 __all__ = ["IptablesBackend"]
 
 TOOLS = {4: "iptables", 6: "ip6tables"}
-HOOKS = {"filter": ("FORWARD", "INPUT"), "raw": ("PREROUTING", "OUTPUT")}
+HOOKS = {
+    "filter": ("FORWARD", "INPUT"),
+    "mangle": ("PREROUTING", "OUTPUT"),
+    "raw": ("PREROUTING", "OUTPUT"),
+}
 """Where our chains are called from. The filter table comes first: it is of no use alone, and
 does no harm."""
+CALL = {"filter": "-I", "mangle": "-A", "raw": "-I"}  # first, or last in the hook
 
 PREFIX = "SVCDP-"
 ICMP_ERRORS = {
     4: [f"-p icmp -m icmp --icmp-type {kind}" for kind in (3, 11, 12)],  # RFC 792
     6: [f"-p ipv6-icmp -m icmp6 --icmpv6-type {kind}" for kind in (1, 2, 3, 4)],  # RFC 4443
+}
+CAPTURED: dict[Kind, str] = {
+    "tunnel": "to a service behind tunnels",
+    "virtual": "to a service",
+    "real": "from an endpoint",
 }
 
 
@@ -52,7 +65,7 @@ class IptablesBackend(KernelBackend):
     name = "iptables"
 
     def _install(self, plan: CapturePlan, guard: Guard) -> None:
-        ipset.load(ipset.full(Captures(plan.virtual, plan.real)))
+        ipset.load(ipset.full(plan.elements))
         for family, tool in TOOLS.items():
             script = ""
             for table in HOOKS:
@@ -64,16 +77,15 @@ class IptablesBackend(KernelBackend):
         for tool in TOOLS.values():
             script = ""
             for table in HOOKS:
-                if found := _found(tool, table):
-                    script += _table(table, found, {})
+                script += _table(table, _found(tool, table), {})
             _restore(tool, script)
         ipset.destroy()
 
-    def _update(self, added: Captures, removed: Captures) -> None:
+    def _change(self, added: Collection[Element], removed: Collection[Element]) -> None:
         ipset.update(added, removed)
 
     def _script(self, plan: CapturePlan, guard: Guard) -> str:
-        parts = ["# ipset -exist restore\n", ipset.full(Captures(plan.virtual, plan.real))]
+        parts = ["# ipset -exist restore\n", ipset.full(plan.elements)]
         for family, tool in TOOLS.items():
             parts.append(f"# {tool}-restore --noflush\n")
             parts += [_table(t, [], _rules(t, family, plan, guard)) for t in HOOKS]
@@ -104,6 +116,8 @@ def _table(table: str, found: list[str], rules: dict[str, list[str]]) -> str:
 
     ``rules`` are those of each chain of ours; without any, everything of ours goes.
     """
+    if not found and not rules:
+        return ""
     chains = [line[1:].split()[0] for line in found if line.startswith(":")]
     lines = [f"*{table}"]
     lines += [f":{chain} - [0:0]" for chain in rules]  # an old one is emptied by that
@@ -115,12 +129,15 @@ def _table(table: str, found: list[str], rules: dict[str, list[str]]) -> str:
     if rules:
         for hook in HOOKS[table]:
             target = f"{PREFIX}{hook}"
-            lines.append(f"-I {hook} {_comment('service traffic')} -j {target}")
+            lines.append(f"{CALL[table]} {hook} {_comment('service traffic')} -j {target}")
     return "\n".join([*lines, "COMMIT", ""])
 
 
 def _rules(table: str, family: int, plan: CapturePlan, guard: Guard) -> dict[str, list[str]]:
-    chains = _filter(plan) if table == "filter" else _raw(family, plan, guard)
+    if table == "raw":
+        chains = _raw(family, plan, guard)
+    else:
+        chains = _filter(plan) if table == "filter" else _mangle(family, plan)
     return {PREFIX + name: rules for name, rules in chains.items()}
 
 
@@ -135,6 +152,24 @@ def _seen(mark: int) -> str:
 def _filter(plan: CapturePlan) -> dict[str, list[str]]:
     accept = f"{_seen(plan.forward_mark)} {_comment('rewritten, to be let through')} -j ACCEPT"
     return {hook: [accept] for hook in HOOKS["filter"]}
+
+
+def _mangle(family: int, plan: CapturePlan) -> dict[str, list[str]]:
+    """Without services that have a mark: nothing."""
+    marks = [mark for mark in plan.marks if mark.family == family]
+    if not marks:
+        return {}
+    capture = [f"{_seen(plan.forward_mark)} {_comment('rewritten')} -j RETURN"]
+    chains = {}
+    for mark in marks:
+        match = f"-m mark --mark {mark.mark:#x}/{plan.free_marks:#x}"
+        capture.append(f"{match} {_comment(CAPTURED[mark.kind])} -g {PREFIX}{mark.kind.upper()}")
+        chains[mark.kind.upper()] = [
+            f"{_comment('so that the verdict is to go on')}"
+            f" -j MARK --set-xmark {plan.pass_mark:#x}/{plan.pass_mark:#x}",
+            f"{_comment(CAPTURED[mark.kind])} {_queue(plan, mark.kind)}",
+        ]
+    return dict.fromkeys(HOOKS["mangle"], capture) | chains
 
 
 def _raw(family: int, plan: CapturePlan, guard: Guard) -> dict[str, list[str]]:
@@ -161,20 +196,21 @@ def _raw(family: int, plan: CapturePlan, guard: Guard) -> dict[str, list[str]]:
     return chains
 
 
+def _queue(plan: CapturePlan, kind: Kind) -> str:
+    first, last = plan.queues_of(kind)
+    numbers = f"--queue-num {first}" if first == last else f"--queue-balance {first}:{last}"
+    return f"-j NFQUEUE {numbers}{' --queue-bypass' if plan.bypass else ''}"
+
+
 def _captures(family: int, plan: CapturePlan) -> Iterator[str]:
-    first, last = plan.queues
-    queue = "-j NFQUEUE " + (
-        f"--queue-num {first}" if first == last else f"--queue-balance {first}:{last}"
-    )
-    if plan.bypass:
-        queue += " --queue-bypass"
     for match in ICMP_ERRORS[family]:
-        yield f"{match} {_comment('may be about a connection')} {queue}"
-    for kind, direction, text in (
-        (ipset.VIRTUAL, "dst,dst", "to a service"),
-        (ipset.REAL, "src,src", "from an endpoint"),
-    ):
-        yield f"-m set --match-set {kind}{family} {direction} {_comment(text)} {queue}"
+        yield f"{match} {_comment('may be about a connection')} {_queue(plan, 'virtual')}"
+    for kind in ipset.KINDS:
+        for whole in (False, True):
+            side = "src" if kind == "real" else "dst"
+            name = ipset.set_name(kind, family, whole=whole)
+            match = f"-m set --match-set {name} {side if whole else f'{side},{side}'}"
+            yield f"{match} {_comment(CAPTURED[kind])} {_queue(plan, kind)}"
 
 
 def _martians(guard: Guard) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Capturing by nft: one table, ``inet svcdp``.
 
-The chains do what those of :mod:`svcdp.rules.iptables` do in the raw table, NF_REPEAT
+The chains do what those of :mod:`svcdp.rules.iptables` do in raw and mangle, NF_REPEAT
 included, but there is no accept: in nftables one table cannot overrule the drop of another.
 On a host that filters forwarded packets, its own rules have to let through what svcdp
 rewrote: ``meta mark & 0x00100000 != 0 accept`` with the ``forward_mark``.
@@ -8,18 +8,22 @@ rewrote: ``meta mark & 0x00100000 != 0 accept`` with the ``forward_mark``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 
-from svcdp.dataplane import Captures
 from svcdp.errors import RulesError
 from svcdp.rules.backend import KernelBackend
-from svcdp.rules.plan import CapturePlan, Element, family_of
+from svcdp.rules.plan import CapturePlan, Element, Kind, family_of
 from svcdp.rules.sysctl import Guard
 from svcdp.rules.tools import run
 
 __all__ = ["NftBackend"]
 
 TABLE = "inet svcdp"
+KINDS: dict[Kind, str] = {
+    "tunnel": "to a service behind tunnels",
+    "virtual": "to a service",
+    "real": "from an endpoint",
+}
 ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 PROTOCOL = {4: "ip", 6: "ip6"}
 ICMP_ERRORS = (
@@ -53,14 +57,17 @@ class NftBackend(KernelBackend):
     def _uninstall(self) -> None:
         _load(f"table {TABLE}\ndelete table {TABLE}\n")
 
-    def _update(self, added: Captures, removed: Captures) -> None:
+    def _change(self, added: Collection[Element], removed: Collection[Element]) -> None:
         _load(_changes("add", added) + _changes("delete", removed))
 
     def _script(self, plan: CapturePlan, guard: Guard) -> str:
         lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
-        for kind, elements in (("virtual", plan.virtual), ("real", plan.real)):
-            for family in ADDRESS:
-                lines += _set(family, kind, elements)
+        elements = _by_set(plan.elements)
+        for name, shape in _sets():
+            lines += [f"\tset {name} {{", f"\t\ttype {shape}"]
+            if name in elements:
+                lines.append(f"\t\telements = {{ {', '.join(elements[name])} }}")
+            lines.append("\t}")
         lines += _chain(
             "passed",
             [
@@ -87,6 +94,10 @@ class NftBackend(KernelBackend):
         for hook, rules in (("prerouting", incoming), ("output", seen + capture)):
             base = f"type filter hook {hook} priority raw; policy accept;"
             lines += _chain(hook, [base, *rules])
+        if marked := list(_marked(plan)):
+            for hook in ("prerouting", "output"):
+                base = f"type filter hook {hook} priority mangle + 10; policy accept;"
+                lines += _chain(f"{hook}_marked", [base, *marked])
         return "\n".join([*lines, "}", ""])
 
     def _show(self) -> str:
@@ -107,29 +118,51 @@ def _seen(mark: int) -> str:
     return f"meta mark & {mark:#010x} != 0"
 
 
-def _set(family: int, kind: str, elements: Iterable[Element]) -> list[str]:
-    lines = [f"\tset {kind}{family} {{", f"\t\ttype {ADDRESS[family]} . inet_proto . inet_service"]
-    if texts := _texts(family, elements):
-        lines.append(f"\t\telements = {{ {', '.join(texts)} }}")
-    return [*lines, "\t}"]
+def _set_name(kind: Kind, family: int, *, whole: bool) -> str:
+    return f"{kind}{'_all' if whole else ''}{family}"
+
+
+def _sets() -> Iterator[tuple[str, str]]:
+    """Names and types: of addresses with a port, and of whole addresses."""
+    for kind in KINDS:
+        for family, address in ADDRESS.items():
+            yield _set_name(kind, family, whole=False), f"{address} . inet_proto . inet_service"
+            yield _set_name(kind, family, whole=True), address
 
 
 def _chain(name: str, rules: Iterable[str]) -> list[str]:
     return [f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}"]
 
 
+def _queue(plan: CapturePlan, kind: Kind) -> str:
+    first, last = plan.queues_of(kind)
+    numbers = f"{first}" if first == last else f"{first}-{last}"
+    return f"queue num {numbers}{' bypass' if plan.bypass else ''}"
+
+
 def _captures(plan: CapturePlan) -> list[str]:
-    first, last = plan.queues
-    queue = f"queue num {first}" if first == last else f"queue num {first}-{last}"
-    if plan.bypass:
-        queue += " bypass"
+    queue = _queue(plan, "virtual")
     rules = [_rule(f"{match} {queue}", "may be about a connection") for match in ICMP_ERRORS]
-    for family, ip in PROTOCOL.items():
-        to = f"{ip} daddr . meta l4proto . th dport @virtual{family}"
-        back = f"{ip} saddr . meta l4proto . th sport @real{family}"
-        rules.append(_rule(f"{to} {queue}", "to a service"))
-        rules.append(_rule(f"{back} {queue}", "from an endpoint"))
+    for kind, text in KINDS.items():
+        side = "s" if kind == "real" else "d"
+        for family, ip in PROTOCOL.items():
+            port = f"{ip} {side}addr . meta l4proto . th {side}port"
+            for whole, match in ((False, port), (True, f"{ip} {side}addr")):
+                name = _set_name(kind, family, whole=whole)
+                rules.append(_rule(f"{match} @{name} {_queue(plan, kind)}", text))
     return rules
+
+
+def _marked(plan: CapturePlan) -> Iterator[str]:
+    """Rules that capture by mark, behind those of others that set it. Maybe none."""
+    if plan.marks:
+        yield _rule(f"{_seen(plan.forward_mark)} return", "rewritten")
+    for mark in plan.marks:
+        version = "ipv4" if mark.family == 4 else "ipv6"
+        match = f"meta nfproto {version} meta mark & {plan.free_marks:#010x} == {mark.mark:#x}"
+        # So that the verdict is to go on.
+        seen = f"meta mark set meta mark | {plan.pass_mark:#010x}"
+        yield _rule(f"{match} {seen} {_queue(plan, mark.kind)}", KINDS[mark.kind])
 
 
 def _martians(guard: Guard) -> list[str]:
@@ -151,18 +184,18 @@ def _reverse_path(guard: Guard) -> list[str]:
     return rules
 
 
-def _texts(family: int, elements: Iterable[Element]) -> list[str]:
-    return [
-        f"{address} . {protocol} . {port}"
-        for protocol, address, port in sorted(elements)
-        if family_of(address) == family
-    ]
+def _by_set(elements: Iterable[Element]) -> dict[str, list[str]]:
+    """The elements' texts, by the name of their set."""
+    found: dict[str, list[str]] = {}
+    for each in sorted(elements):
+        text = f"{each.address} . {each.protocol} . {each.port}" if each.protocol else each.address
+        name = _set_name(each.kind, family_of(each.address), whole=not each.protocol)
+        found.setdefault(name, []).append(text)
+    return found
 
 
-def _changes(verb: str, captures: Captures) -> str:
+def _changes(verb: str, elements: Collection[Element]) -> str:
     return "".join(
-        f"{verb} element {TABLE} {kind}{family} {{ {', '.join(texts)} }}\n"
-        for kind, elements in (("virtual", captures.virtual), ("real", captures.real))
-        for family in ADDRESS
-        if (texts := _texts(family, elements))
+        f"{verb} element {TABLE} {name} {{ {', '.join(texts)} }}\n"
+        for name, texts in _by_set(elements).items()
     )

@@ -42,26 +42,30 @@ def commands(plan: CapturePlan) -> list[list[str]]:
 
 
 def add(plan: CapturePlan) -> None:
-    """Make the routes of a plan, and no others."""
-    remove()
+    """Make the routes of a plan, and no others, in the main table."""
+    _flush("main")
     for argv in commands(plan):
         run(argv)
 
 
 def remove() -> None:
-    """Remove all routes of ours."""
-    for family in ("-4", "-6"):
-        if _list(family):
-            run(["ip", family, "route", "flush", "proto", str(PROTOCOL)])
+    """Remove all routes of ours, in all tables."""
+    _flush("all")
 
 
 def show() -> str:
     """Our routes, a line each."""
-    return _list("-4") + _list("-6")
+    return _list("-4", "all") + _list("-6", "all")
 
 
-def _list(family: str) -> str:
-    return run(["ip", family, "route", "show", "proto", str(PROTOCOL)])
+def _flush(table: str) -> None:
+    for family in ("-4", "-6"):
+        if _list(family, table):
+            run(["ip", family, "route", "flush", "table", table, "proto", str(PROTOCOL)])
+
+
+def _list(family: str, table: str) -> str:
+    return run(["ip", family, "route", "show", "table", table, "proto", str(PROTOCOL)])
 
 
 def _device(address: str) -> str:

@@ -17,6 +17,7 @@ from svcdp import Dataplane
 from svcdp.io.nfqueue import QueueWorkers
 from svcdp.lab import Namespace, Topology
 from svcdp.rules import Backend, CapturePlan, choose
+from svcdp.rules.plan import items_of
 
 BACKEND = os.environ.get("SVCDP_TEST_RULES", "auto")
 QUEUES = (100, 101)
@@ -31,13 +32,11 @@ def dataplane(cluster: Topology) -> Dataplane:
 
 @pytest.fixture
 def plan(cluster: Topology, dataplane: Dataplane) -> CapturePlan:
-    captures = dataplane.captures()
     return CapturePlan(
         queues=QUEUES,
         service_cidrs=cluster.service_cidrs,
         addresses=node_addresses(cluster),
-        virtual=captures.virtual,
-        real=captures.real,
+        items=items_of(dataplane.captures()),
     )
 
 

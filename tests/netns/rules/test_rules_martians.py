@@ -12,6 +12,7 @@ from capture import CLIENT, PLAIN, TIMEOUT, Serve, send_raw, set_rp_filter, udp_
 from svcdp import Dataplane, DestinationSpec, ServiceSpec
 from svcdp.lab import Topology
 from svcdp.rules import CapturePlan
+from svcdp.rules.plan import items_of
 
 pytestmark = pytest.mark.netns
 
@@ -85,8 +86,8 @@ def test_martians(
     dataplane.update(
         [ServiceSpec(PLAIN[0], 54, "udp", destinations=(DestinationSpec(pod, PORT),))], []
     )
-    captures = dataplane.captures()
+    items = items_of(dataplane.captures())
     # One queue keeps their order.
-    with serve(replace(plan, queues=(100, 100), virtual=captures.virtual, real=captures.real)):
+    with serve(replace(plan, queues=(100, 100), items=items)):
         assert arrivals(cluster, server, pod, PORT) == expected
         assert arrivals(cluster, server, PLAIN[0], 54) == expected

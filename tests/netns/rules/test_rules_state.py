@@ -17,9 +17,9 @@ from capture import CLIENT, PLAIN, TIMEOUT, send_raw, set_rp_filter, udp_packet
 
 from svcdp import RulesError
 from svcdp.cli._demo.stage import traces
-from svcdp.dataplane import Captures
 from svcdp.lab import Lab, Namespace, Topology, wait_until
 from svcdp.rules import Backend, CapturePlan
+from svcdp.rules.plan import Element
 
 pytestmark = pytest.mark.netns
 
@@ -72,7 +72,7 @@ def test_apply_and_remove_leave_the_rest_alone(
     assert traces(busy_node) == applied
     other = new_backend()  # after a crash
     assert in_order(other.show()) == in_order(shown)
-    other.apply(replace(plan, queues=(7, 9), service_cidrs=(), virtual=frozenset()))
+    other.apply(replace(plan, queues=(7, 9), service_cidrs=(), items=frozenset()))
     assert re.search(r"\b7[:-]9\b", other.show())
     assert not re.search(r"\b100[:-]101\b", other.show())
     assert PLAIN[0] not in other.show()
@@ -88,8 +88,11 @@ def test_a_killed_process(busy_node: Namespace, backend: Backend, tmp_path: Path
     before = traces(busy_node)
     program = (
         "import os; from svcdp.rules import CapturePlan, choose\n"
+        "from svcdp.rules.plan import Element, Hop, Mark\n"
         f"backend = choose({backend.name!r}, run_dir={str(tmp_path / 'run')!r})\n"
-        "backend.apply(CapturePlan(virtual=frozenset({('tcp', '10.96.0.1', 443)})))\n"
+        "items = {Element('virtual', '10.96.0.1', 'tcp', 443), Element('real', '10.96.0.1')}\n"
+        "items |= {Hop(0x400000, '10.1.1.11'), Hop(0x400000, 'fd00:10:1::11'), Mark(7, 4)}\n"
+        "backend.apply(CapturePlan(items=frozenset(items)))\n"
         f"os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
     )
     for _ in range(2):  # the second one finds what the first one left
@@ -146,33 +149,34 @@ def test_a_bad_element_changes_nothing(
 ) -> None:
     backend.apply(plan)
     shown = backend.show()
-    bad = Captures(frozenset({("tcp", "10.96.7.7", 80), ("tcp", "no address", 80)}), frozenset())
-    gone = Captures(frozenset({("tcp", PLAIN[0], 80)}), frozenset())
+    bad = [Element("virtual", address, "tcp", 80) for address in ("10.96.7.7", "no address")]
+    gone = [Element("virtual", PLAIN[0], "tcp", 80)]
     with pytest.raises(RulesError):
-        backend.update(bad, gone)
+        backend.update(plan, bad, gone)
     assert in_order(backend.show()) == in_order(shown)
 
 
 def test_thousands_of_elements(cluster: Topology, backend: Backend, plan: CapturePlan) -> None:
-    def elements(start: int, stop: int) -> frozenset[tuple[str, str, int]]:
+    def elements(start: int, stop: int) -> frozenset[Element]:
         protocols = ("tcp", "udp", "sctp")
-        return frozenset(
-            (protocols[n % 3], f"10.97.{n >> 8}.{n & 255}" if n % 2 else f"fd00:10:97::{n:x}", 80)
+        addresses = {
+            n: f"10.97.{n >> 8}.{n & 255}" if n % 2 else f"fd00:10:97::{n:x}"
             for n in range(start, stop)
-        )
+        }
+        return frozenset(Element("real", a, protocols[n % 3], 80) for n, a in addresses.items())
 
     def held() -> set[str]:
         return set(re.findall(r"(?:10\.97\.|fd00:10:97::)[0-9a-f.]+", backend.show()))
 
-    def addresses(elements: frozenset[tuple[str, str, int]]) -> set[str]:
-        return {address for _, address, _ in elements}
+    def addresses(elements: frozenset[Element]) -> set[str]:
+        return {element.address for element in elements}
 
     first, second = elements(1, 20000), elements(20000, 24000)
-    backend.apply(replace(plan, virtual=first, real=frozenset()))
+    backend.apply(replace(plan, items=first))
     assert held() == addresses(first)
-    backend.update(Captures(second, frozenset()), Captures(elements(1, 4000), frozenset()))
+    backend.update(plan, second, elements(1, 4000))
     assert held() == addresses(elements(4000, 24000))
-    backend.apply(replace(plan, virtual=second, real=frozenset()))
+    backend.apply(replace(plan, items=second))
     assert held() == addresses(second)
 
 
@@ -182,14 +186,14 @@ def test_render_is_what_apply_does(cluster: Topology, backend: Backend, plan: Ca
     text = backend.render(plan)
     assert text == backend.render(plan)
     assert traces(cluster.node) == before
-    for _, address, port in plan.virtual:
-        assert re.search(rf"\b{address}\b.*\b{port}\b", text)
+    for element in plan.elements:
+        assert re.search(rf"\b{element.address}\b.*\b{element.port}\b", text)
 
 
 def test_sctp_ports_match(cluster: Topology, backend: Backend, plan: CapturePlan) -> None:
     """A port of SCTP is matched as such, and another one is not."""
-    virtual = frozenset({("sctp", PLAIN[0], 7)})
-    backend.apply(replace(plan, virtual=virtual, bypass=False))
+    elements = frozenset({Element("virtual", PLAIN[0], "sctp", 7)})
+    backend.apply(replace(plan, items=elements, bypass=False))
     node = cluster.node
     node.run(["iptables", "-t", "mangle", "-A", "PREROUTING", "-p", "sctp"])
 

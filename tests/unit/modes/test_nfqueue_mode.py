@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
+
 import pytest
 
-from svcdp.dataplane import Captures, Dataplane
-from svcdp.errors import ConfigError, RulesError
+from svcdp.dataplane import Dataplane
+from svcdp.errors import CapacityError, ConfigError, RulesError
 from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.rules import Backend, CapturePlan
-from svcdp.types import DestinationSpec, ServiceSpec
+from svcdp.rules.paths import Path
+from svcdp.rules.plan import Element, Hop, Item, Mark, items_of
+from svcdp.types import DestinationSpec, ServiceSpec, TunnelSpec
 
 VIP = "10.96.0.10"
 ONE, TWO = DestinationSpec("10.1.0.1", 8080), DestinationSpec("10.1.0.2", 8080)
@@ -23,9 +27,11 @@ class Kernel(Backend):
     def __init__(self, dataplane: Dataplane) -> None:
         self.dataplane = dataplane
         self.calls: list[str] = []
-        self.held: Captures | None = None
+        self.held: frozenset[Item] | None = None
         self.served: list[int] = []
         self.refuse = False
+        self.routes: dict[str, Path] = {}
+        self.refreshed: list[Hop] = []
 
     def _call(self, name: str) -> None:
         if self.refuse:
@@ -35,19 +41,21 @@ class Kernel(Backend):
 
     def apply(self, plan: CapturePlan) -> None:
         self._call("apply")
-        self.held = Captures(plan.virtual, plan.real)
+        self.held = plan.items
 
-    def update(self, added: Captures, removed: Captures) -> None:
+    def update(self, plan: CapturePlan, added: Collection[Item], removed: Collection[Item]) -> None:
         self._call("update")
         assert self.held is not None
-        assert not added.virtual & self.held.virtual
-        assert not added.real & self.held.real
-        assert removed.virtual <= self.held.virtual
-        assert removed.real <= self.held.real
-        self.held = Captures(
-            (self.held.virtual | added.virtual) - removed.virtual,
-            (self.held.real | added.real) - removed.real,
-        )
+        assert self.held.isdisjoint(added)
+        assert self.held.issuperset(removed)
+        assert not any(isinstance(item, Mark) for item in (*added, *removed))
+        self.held = self.held.union(added).difference(removed)
+
+    def refresh(self, plan: CapturePlan) -> None:
+        self.refreshed = plan.hops
+
+    def paths(self, addresses: Iterable[str]) -> Mapping[str, Path]:
+        return {address: self.routes[address] for address in addresses if address in self.routes}
 
     def remove(self) -> None:
         self._call("remove")
@@ -66,7 +74,18 @@ class Bench:
     def __init__(self) -> None:
         self.dataplane = Dataplane(1000, seed=1)
         self.kernel = Kernel(self.dataplane)
-        self.mode = NfqueueMode(self.dataplane, self.kernel, CapturePlan())
+        plan = CapturePlan(addresses=("192.0.2.1",), hop_marks=0xC0000000)
+        self.mode = NfqueueMode(self.dataplane, self.kernel, plan)
+
+    @property
+    def wanted(self) -> frozenset[Item]:
+        return items_of(self.dataplane.captures())
+
+    @property
+    def destinations(self) -> tuple[DestinationSpec, ...]:
+        """Of the one service, as the dataplane has them."""
+        (service,) = self.dataplane.services()
+        return service.spec.destinations
 
     def connect(self) -> None:
         """Open a TCP connection to the web service."""
@@ -85,7 +104,7 @@ def test_nothing_is_captured_before_install(bench: Bench) -> None:
     assert bench.kernel.calls == []
     bench.mode.install()
     assert bench.kernel.calls == ["apply"]
-    assert bench.kernel.held == bench.dataplane.captures()
+    assert bench.kernel.held == bench.wanted
 
 
 def test_captures_grow_before_the_dataplane_knows(bench: Bench) -> None:
@@ -93,7 +112,7 @@ def test_captures_grow_before_the_dataplane_knows(bench: Bench) -> None:
     bench.mode.update([WEB], [])
     assert bench.kernel.calls == ["apply", "update"]
     assert bench.kernel.served == [0, 0]
-    assert bench.kernel.held == bench.dataplane.captures()
+    assert bench.kernel.held == bench.wanted
 
 
 def test_an_update_without_new_addresses_asks_the_kernel_nothing(bench: Bench) -> None:
@@ -109,8 +128,8 @@ def test_what_is_removed_goes_at_the_next_trim(bench: Bench) -> None:
     bench.mode.update([], [WEB.key])
     assert bench.kernel.calls == ["apply"]
     bench.mode.trim()
-    assert bench.kernel.held == bench.dataplane.captures()
-    assert bench.kernel.held.virtual == {("udp", "10.96.0.20", 53)}
+    assert bench.kernel.held == bench.wanted
+    assert Element("virtual", VIP, "tcp", 80) not in bench.kernel.held
     bench.mode.trim()
     assert bench.kernel.calls == ["apply", "update"]
 
@@ -121,12 +140,17 @@ def test_what_has_connections_stays_captured(bench: Bench) -> None:
     bench.connect()
     bench.mode.update([WEB_TWO], [])
     bench.mode.trim()
-    assert bench.kernel.held is not None
-    assert bench.kernel.held.real == {("tcp", "10.1.0.1", 8080), ("tcp", "10.1.0.2", 8080)}
+    assert bench.kernel.held == {
+        Element("virtual", VIP, "tcp", 80),
+        Element("real", "10.1.0.1", "tcp", 8080),
+        Element("real", "10.1.0.2", "tcp", 8080),
+    }
     bench.mode.update([], [WEB.key])
     bench.mode.trim()
-    assert bench.kernel.held.virtual == {("tcp", VIP, 80)}
-    assert ("tcp", "10.1.0.1", 8080) in bench.kernel.held.real
+    assert bench.kernel.held == {
+        Element("virtual", VIP, "tcp", 80),
+        Element("real", "10.1.0.1", "tcp", 8080),
+    }
 
 
 def test_a_refused_capture_changes_nothing_and_is_tried_again(bench: Bench) -> None:
@@ -142,7 +166,7 @@ def test_a_refused_capture_changes_nothing_and_is_tried_again(bench: Bench) -> N
     bench.mode.update([DNS], [WEB.key])
     assert bench.kernel.calls[-1] == "apply"
     bench.mode.trim()
-    assert bench.kernel.held == bench.dataplane.captures()
+    assert bench.kernel.held == bench.wanted
 
 
 def test_trim_mends_what_a_refused_update_left(bench: Bench) -> None:
@@ -154,7 +178,7 @@ def test_trim_mends_what_a_refused_update_left(bench: Bench) -> None:
     bench.kernel.refuse = False
     bench.kernel.held = None
     bench.mode.trim()
-    assert bench.kernel.held == bench.dataplane.captures()
+    assert bench.kernel.held == bench.wanted
 
 
 def test_a_refused_spec_leaves_the_services_as_they_were(bench: Bench) -> None:
@@ -163,7 +187,7 @@ def test_a_refused_spec_leaves_the_services_as_they_were(bench: Bench) -> None:
     with pytest.raises(ConfigError):
         bench.mode.update([ServiceSpec("10.96.0.30", 80, scheduler="nonsense")], [])
     bench.mode.trim()
-    assert bench.kernel.held == bench.dataplane.captures()
+    assert bench.kernel.held == bench.wanted
 
 
 def test_close_leaves_alone_what_it_did_not_install(bench: Bench) -> None:
@@ -181,3 +205,104 @@ def test_close_removes_the_rules_and_keeps_serving(bench: Bench) -> None:
     bench.mode.trim()
     assert bench.kernel.calls == ["apply", "remove"]
     bench.connect()
+
+
+def by(method: str, *addresses: str, tunnel: TunnelSpec | None = None) -> ServiceSpec:
+    """The web service with these destinations."""
+    servers = [DestinationSpec(a, 80, method=method, tunnel=tunnel) for a in addresses]
+    return ServiceSpec(VIP, 80, destinations=tuple(servers))
+
+
+def test_destinations_by_dr_have_a_mark_and_a_route(bench: Bench) -> None:
+    bench.mode.install()
+    bench.mode.update([by("dr", "10.1.0.1", "10.1.0.2")], [])
+    marks = {each.address: each.mark for each in bench.destinations}
+    assert set(marks.values()) == {0x40000000, 0x80000000}
+    hops = {Hop(mark, address) for address, mark in marks.items()}
+    assert bench.kernel.held is not None
+    assert hops < bench.kernel.held
+    bench.mode.trim()
+    assert set(bench.kernel.refreshed) == hops
+
+
+def test_a_mark_is_free_when_nobody_uses_it(bench: Bench) -> None:
+    bench.mode.install()
+    bench.mode.update([by("dr", "10.1.0.1", "10.1.0.2", "10.1.0.3")], [])
+    with pytest.raises(CapacityError, match=r"10\.1\.0\.4: 3 destinations .* dr_marks"):
+        bench.mode.update([by("dr", "10.1.0.1", "10.1.0.4")], [])
+    assert len(bench.destinations) == 3
+    bench.mode.update([by("dr", "10.1.0.1", "10.1.0.2")], [])
+    bench.mode.trim()
+    bench.mode.update([by("dr", "10.1.0.1", "10.1.0.4")], [])
+    first, second = bench.destinations
+    assert (first.mark, second.mark) == (0x40000000, 0xC0000000)
+
+
+def test_marks_of_both_families_are_apart(bench: Bench) -> None:
+    bench.mode.update([by("dr", "10.1.0.1")], [])
+    six = DestinationSpec("fd00::1", 80, method="dr")
+    bench.mode.update([ServiceSpec("fd00:96::1", 80, destinations=(six,))], [])
+    services = bench.dataplane.services()
+    assert {service.spec.destinations[0].mark for service in services} == {0x40000000}
+
+
+def test_connections_keep_their_policy_route(bench: Bench) -> None:
+    bench.mode.install()
+    bench.mode.update([by("dr", "10.1.0.1")], [])
+    bench.connect()
+    bench.mode.update([by("dr", "10.1.0.2")], [])
+    bench.mode.trim()
+    assert bench.kernel.held is not None
+    assert {i.address for i in bench.kernel.held if isinstance(i, Hop)} == {"10.1.0.1", "10.1.0.2"}
+
+
+def test_a_tunnel_has_source_and_mtu_of_its_path(bench: Bench) -> None:
+    bench.mode.install()
+    bench.kernel.routes["10.1.0.1"] = Path("eth0", "", "192.0.2.7", 1450)
+    bench.mode.update([by("tunnel", "10.1.0.1", "10.1.0.2", tunnel=TunnelSpec())], [])
+    known, unknown = bench.destinations
+    assert known.tunnel == TunnelSpec(source="192.0.2.7")
+    assert known.mtu == 1450
+    # There is no route; an address of the node is as good as any.
+    assert unknown.tunnel == TunnelSpec(source="192.0.2.1")
+    assert unknown.mtu == 0
+    bench.kernel.routes["10.1.0.1"] = Path("eth0", "", "192.0.2.7", 1300)
+    bench.mode.trim()
+    assert [each.mtu for each in bench.destinations] == [1300, 0]
+
+
+def test_what_a_spec_says_of_a_tunnel_counts(bench: Bench) -> None:
+    bench.kernel.routes["10.1.0.1"] = Path("eth0", "", "192.0.2.7", 1450)
+    given = TunnelSpec("gue", "192.0.2.9", 6080)
+    server = DestinationSpec("10.1.0.1", 80, method="tunnel", tunnel=given, mtu=9000)
+    bench.mode.update([ServiceSpec(VIP, 80, destinations=(server,))], [])
+    assert bench.destinations == (server,)
+
+
+def test_without_a_source_there_is_no_tunnel(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = DestinationSpec("fd00::1", 80, method="tunnel", tunnel=TunnelSpec())
+    bench.mode.update([ServiceSpec(VIP, 80, destinations=(server,))], [])
+    assert bench.destinations == ()
+    assert [record.message for record in caplog.records] == ["no source address for a tunnel"]
+
+
+@pytest.mark.parametrize("method", ["dr", "tunnel"])
+def test_the_node_itself_is_local(bench: Bench, method: str) -> None:
+    bench.kernel.routes["10.1.0.1"] = Path("lo", "", "10.1.0.1", 65536, is_local=True)
+    bench.mode.update(
+        [by(method, "10.1.0.1", tunnel=TunnelSpec() if method == "tunnel" else None)], []
+    )
+    assert bench.destinations == (DestinationSpec("10.1.0.1", 80, method="local"),)
+
+
+def test_firewall_marks_are_applied_with_all_rules(bench: Bench) -> None:
+    bench.mode.update([WEB], [])
+    bench.mode.install()
+    marked = ServiceSpec("0.0.0.0", 7, "fwmark", destinations=(ONE,))
+    bench.mode.update([marked], [])
+    bench.mode.update([], [marked.key])
+    bench.mode.trim()
+    assert bench.kernel.calls == ["apply"] * 3
+    assert bench.kernel.held == bench.wanted

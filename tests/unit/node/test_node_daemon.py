@@ -89,6 +89,10 @@ class Workers:
         return {100: SimpleNamespace(waiting=0)}
 
 
+def _virtual(items: Any) -> str:
+    return " ".join(sorted(item.address for item in items if item.kind == "virtual"))
+
+
 class Backend:
     name = "played"
 
@@ -96,11 +100,10 @@ class Backend:
         self._stage = stage
 
     def apply(self, plan: Any) -> None:
-        virtual = " ".join(sorted(address for _, address, _ in plan.virtual))
-        self._stage.event(f"apply {virtual}")
+        self._stage.event(f"apply {_virtual(plan.items)}")
 
-    def update(self, added: Any, removed: Any) -> None:
-        self._stage.event("add " + " ".join(sorted(a for _, a, _ in added.virtual)))
+    def update(self, plan: Any, added: Any, removed: Any) -> None:
+        self._stage.event(f"add {_virtual(added)}")
 
     def remove(self) -> None:
         self._stage.event("remove")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from fakehost import Host
 
-from svcdp.dataplane import Captures
 from svcdp.errors import FeatureUnavailable, MissingCapability, RulesError
 from svcdp.rules import CapturePlan
 from svcdp.rules.iptables import IptablesBackend
 from svcdp.rules.nft import NftBackend
+from svcdp.rules.plan import Element
 
 SAVED = '*raw\n:SVCDP-OUTPUT - [0:0]\n-A OUTPUT -m comment --comment "svcdp" -j SVCDP-OUTPUT\n'
 
@@ -50,10 +50,10 @@ def test_a_route_needs_an_address_of_its_family(host: Host) -> None:
 def test_a_failed_update_is_taken_back(host: Host) -> None:
     host.install()
     host.fails("ipset", "no such set")
-    added = Captures(frozenset({("tcp", "10.96.0.11", 80)}), frozenset())
-    removed = Captures(frozenset(), frozenset({("tcp", "10.1.1.11", 8080)}))
+    added = [Element("virtual", "10.96.0.11", "tcp", 80)]
+    removed = [Element("real", "10.1.1.11", "tcp", 8080)]
     with pytest.raises(RulesError, match="no such set"):
-        IptablesBackend(None, host.run_dir).update(added, removed)
+        IptablesBackend(None, host.run_dir).update(CapturePlan(), added, removed)
     assert host.log()[-2:] == [
         "del SVCDP-VIRTUAL4 10.96.0.11,6:80",
         "add SVCDP-REAL4 10.1.1.11,6:8080",

@@ -1,0 +1,142 @@
+"""Policy routes: a packet with a mark goes to the next hop that the mark stands for.
+
+::
+
+    4096: fwmark 0/0xffc00000 goto 4098        what has no mark skips the others
+    4097: fwmark 0x400000/0xffc00000 lookup T  T: default via the next hop
+    4097: fwmark 0x800000/0xffc00000 lookup U  ...
+    4098: nop
+
+The table's number follows from the mark. Rules and routes are recognised by their protocol
+number. Where the kernel has no route to a next hop, packets to it are unreachable.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+from svcdp.rules.paths import Path, find_paths
+from svcdp.rules.plan import Hop, family_of
+from svcdp.rules.routes import PROTOCOL
+from svcdp.rules.tools import run
+
+__all__ = ["add", "apply", "commands", "refresh", "remove", "remove_all", "show"]
+
+SKIP, CHOOSE, END = 4096, 4097, 4098
+"""Priorities: after the local addresses (0), before the main table (32766)."""
+
+TABLES = 0x53560000  # "SV": far from the numbers that people give to tables
+LAST = 4278198272  # a metric; any other route comes first
+
+
+def apply(hops: Collection[Hop], mask: int) -> None:
+    """Make exactly these hold, whatever was there; what stays is not interrupted."""
+    for family in (4, 6):
+        wanted = _of(hops, family)
+        rules = {_rule(hop, mask) for hop in wanted}
+        if wanted:
+            rules |= _shared_rules(mask)
+        present = _rules(family)
+        lines = _all_routes(wanted, mask)
+        lines += [f"rule add {rule}" for rule in sorted(rules - present)]
+        for rule in sorted(present - rules):
+            lines.append(f"rule delete {rule}")
+            if table := re.search(r" lookup (\d+)", rule):
+                lines.append(f"route flush table {table[1]}")
+        _batch(family, lines)
+
+
+def commands(hops: Collection[Hop], mask: int) -> Iterator[str]:
+    """What :func:`apply` does where nothing of ours is, as lines of a shell."""
+    for family in (4, 6):
+        if wanted := _of(hops, family):
+            rules = _shared_rules(mask) | {_rule(hop, mask) for hop in wanted}
+            for line in _all_routes(wanted, mask) + [f"rule add {rule}" for rule in sorted(rules)]:
+                yield f"ip -{family} {line}"
+
+
+def add(hops: Collection[Hop], mask: int) -> None:
+    """Make packets with these marks go there."""
+    for family in (4, 6):
+        if wanted := _of(hops, family):
+            rules = {_rule(hop, mask) for hop in wanted} | _shared_rules(mask) - _rules(family)
+            lines = _all_routes(wanted, mask) + [f"rule add {rule}" for rule in sorted(rules)]
+            _batch(family, lines)
+
+
+def remove(hops: Collection[Hop], mask: int) -> None:
+    """Take back what :func:`add` did for these."""
+    for family in (4, 6):
+        lines = []
+        for hop in _of(hops, family):
+            lines.append(f"rule delete {_rule(hop, mask)}")
+            lines.append(f"route flush table {_table(hop, mask)}")
+        _batch(family, lines)
+
+
+def refresh(hops: Collection[Hop], mask: int) -> None:
+    """Follow the routes to the next hops, which may have changed."""
+    for family in (4, 6):
+        _batch(family, _all_routes(_of(hops, family), mask))
+
+
+def remove_all() -> None:
+    """Remove all rules of ours. The routes behind them go with those of svcdp.rules.routes."""
+    for family in (4, 6):
+        _batch(family, [f"rule delete {rule}" for rule in sorted(_rules(family))])
+
+
+def show() -> str:
+    """Our rules, a line each."""
+    return "".join(f"{rule}\n" for family in (4, 6) for rule in sorted(_rules(family)))
+
+
+def _of(hops: Collection[Hop], family: int) -> list[Hop]:
+    return sorted(hop for hop in hops if family_of(hop.address) == family)
+
+
+# Rules are written as `ip rule show` prints them, so that the two can be compared.
+
+
+def _shared_rules(mask: int) -> set[str]:
+    return {
+        f"priority {SKIP} from all fwmark 0/{mask:#x} goto {END} proto {PROTOCOL}",
+        f"priority {END} from all nop proto {PROTOCOL}",
+    }
+
+
+def _rule(hop: Hop, mask: int) -> str:
+    which = f"fwmark {hop.mark:#x}/{mask:#x} lookup {_table(hop, mask)}"
+    return f"priority {CHOOSE} from all {which} proto {PROTOCOL}"
+
+
+def _rules(family: int) -> set[str]:
+    lines = run(["ip", f"-{family}", "rule", "show"]).splitlines()
+    ours = (line.split() for line in lines if line.split()[-2:] == ["proto", str(PROTOCOL)])
+    return {f"priority {priority.rstrip(':')} {' '.join(rest)}" for priority, *rest in ours}
+
+
+def _table(hop: Hop, mask: int) -> int:
+    return TABLES + hop.mark // (mask & -mask)
+
+
+def _all_routes(hops: Collection[Hop], mask: int) -> list[str]:
+    paths = find_paths(hop.address for hop in hops)
+    return [line for hop in hops for line in _routes(hop, paths.get(hop.address), mask)]
+
+
+def _routes(hop: Hop, path: Path | None, mask: int) -> Iterator[str]:
+    table = f"table {_table(hop, mask)} proto {PROTOCOL}"
+    yield f"route replace unreachable default metric {LAST} {table}"
+    if path is None:
+        yield f"route flush {table} type unicast"
+        return
+    gateway = path.gateway or hop.address
+    inet6 = "inet6 " * (family_of(gateway) > family_of(hop.address))
+    yield f"route replace default via {inet6}{gateway} dev {path.device} onlink {table}"
+
+
+def _batch(family: int, lines: list[str]) -> None:
+    if lines:
+        run(["ip", f"-{family}", "-batch", "-"], "".join(f"{line}\n" for line in lines))

@@ -1,0 +1,65 @@
+"""How the kernel reaches an address: asked of its routing tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from svcdp.rules.plan import family_of
+from svcdp.rules.tools import run
+
+__all__ = ["Path", "find_paths"]
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The way to an address.
+
+    ``gateway`` is empty where the address is on the link of ``device``. ``source`` is the
+    address of this host that the kernel would send from. ``mtu`` is in bytes: that of the
+    device, or less where the kernel knows. ``is_local``: the address is one of this host.
+    """
+
+    device: str
+    gateway: str
+    source: str
+    mtu: int
+    is_local: bool = False
+
+
+def find_paths(addresses: Iterable[str]) -> dict[str, Path]:
+    """The paths to addresses in this network namespace. Those without a route are missing."""
+    found: dict[str, Path] = {}
+    mtus = None
+    every = sorted(set(addresses))
+    for version in (4, 6):
+        wanted = [each for each in every if family_of(each) == version]
+        if not wanted:
+            continue
+        if mtus is None:
+            mtus = {link["ifname"]: link["mtu"] for link in _json(["ip", "-json", "link"])}
+        # What has no route is an error, and the next is asked for.
+        argv = ["ip", f"-{version}", "-json", "-force", "-batch", "-"]
+        for route in _json(argv, "".join(f"route get {each}\n" for each in wanted)):
+            found[route["dst"]] = _path(route, mtus)
+    return found
+
+
+def _path(route: dict[str, Any], mtus: dict[str, int]) -> Path:
+    via = route.get("gateway") or route.get("via", {}).get("host", "")
+    mtu = mtus.get(route["dev"], 0)
+    for metric in route.get("metrics", ()):
+        mtu = min(mtu, metric.get("mtu", mtu))
+    return Path(route["dev"], via, route.get("prefsrc", ""), mtu, route.get("type") == "local")
+
+
+def _json(argv: list[str], stdin: str = "") -> Iterator[dict[str, Any]]:
+    """The items of all lists that the tool prints, one after the other."""
+    text = run(argv, stdin, check=False)
+    decoder = json.JSONDecoder()
+    start = 0
+    while (start := text.find("[", start)) >= 0:
+        items, start = decoder.raw_decode(text, start)
+        yield from items
