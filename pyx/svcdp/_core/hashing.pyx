@@ -2,15 +2,14 @@
 
 from math import gcd
 
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
 
 from svcdp._core.hashing cimport *
 from svcdp._core.memory cimport ntohs
 
 cdef enum:
-    NOBODY = 0xffff            # an entry that is still free; others name a member
+    MEMBERS_MAX = 65536        # that an entry can name
 
 # A member on its way through the table, as in the Maglev paper.
 cdef struct Turn:
@@ -86,11 +85,12 @@ cdef HashTable *mh_table(const Service *service, const Service *before) except? 
     """
     cdef HashTable *table
     cdef Turn *turns
+    cdef uint8_t *taken
     cdef uint32_t size = service.table_size
     cdef uint32_t count = service.member_count
     cdef uint32_t divisor, heaviest, shift
     cdef list weights
-    if count > min(size, NOBODY):
+    if count > min(size, MEMBERS_MAX):
         raise OverflowError(
             f"{count} destinations are more than a table of mh_table_size {size} has room for")
     if before is not NULL and has_shares_of(service, before):
@@ -106,17 +106,19 @@ cdef HashTable *mh_table(const Service *service, const Service *before) except? 
     heaviest = max(weights) // divisor
     shift = max(int(heaviest).bit_length() - int(size).bit_length() // 2, 0)
     turns = <Turn *>calloc(count, sizeof(Turn))
-    if turns is NULL:
-        raise MemoryError(f"cannot allocate the turns of {count} destinations")
+    taken = <uint8_t *>calloc(size // 8 + 1, 1)
     try:
+        if turns is NULL or taken is NULL:
+            raise MemoryError(f"cannot allocate the turns of {count} destinations")
         for i in range(count):
             if weights[i]:
                 turns[i].turns = max(weights[i] // divisor >> shift, 1)
                 prefer(service.members[i].destination, service.words, size, &turns[i])
         table = new_table(size)
-        populate(table, turns, count)
+        populate(table, turns, count, taken)
     finally:
         free(turns)
+        free(taken)
     return table
 
 
@@ -127,19 +129,20 @@ cdef void prefer(const Dest *destination, uint32_t words, uint32_t size, Turn *t
     turn.skip = maglev_hash(number, MAGLEV_SKIP_KEY) % (size - 1) + 1
 
 
-cdef void populate(HashTable *table, Turn *turns, uint32_t count) noexcept:
+cdef void populate(HashTable *table, Turn *turns, uint32_t count, uint8_t *taken) noexcept:
+    """`taken`: a bit for each entry, all 0. Much smaller than the table, it stays in the cache."""
     cdef uint32_t size = table.size
     cdef uint32_t filled = 0, member, _
     cdef Turn *turn
-    memset(table.entries, 0xff, size * sizeof(uint16_t))
     while filled < size:
         for member in range(count):
             turn = &turns[member]
             for _ in range(min(turn.turns, size - filled)):
-                while table.entries[turn.position] != NOBODY:
+                while taken[turn.position >> 3] >> (turn.position & 7) & 1:
                     turn.position += turn.skip
                     if turn.position >= size:
                         turn.position -= size
+                taken[turn.position >> 3] |= <uint8_t>(1 << (turn.position & 7))
                 table.entries[turn.position] = <uint16_t>member
                 filled += 1
                 table.sharers = max(table.sharers, member + 1)
