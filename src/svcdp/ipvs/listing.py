@@ -113,7 +113,7 @@ def _tunnel(row: Row) -> str:
     tunnel = row.spec.tunnel
     if tunnel is None:
         return f"{'n/a':<13}"
-    words = [tunnel.type]
+    words: list[str] = [tunnel.type]
     if tunnel.port:
         words.append(str(tunnel.port))
     if tunnel.type != "ipip":

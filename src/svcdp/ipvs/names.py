@@ -8,7 +8,7 @@ from typing import Protocol
 
 from svcdp.errors import ConfigError
 
-__all__ = ["Names", "NumericNames", "SystemNames", "is_local"]
+__all__ = ["Names", "NumericNames", "SystemNames"]
 
 
 class Names(Protocol):
@@ -71,14 +71,3 @@ def _host(address: str) -> str:
         return socket.gethostbyaddr(address)[0]
     except OSError:
         return address
-
-
-def is_local(address: str) -> bool:
-    """Whether it is one of this host's own addresses, by its routes. Nothing is sent."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((address, 9))
-        except OSError:
-            return False
-        return bool(probe.getsockname()[0] == address)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -28,20 +28,14 @@ TUNNEL = ("tun-type", "tun-port", *CHECKSUMS)
 Options = dict[str, str]
 
 
-def parse(
-    text: str,
-    names: Names,
-    is_local: Callable[[str], bool] = lambda address: False,
-    base: Iterable[ServiceSpec] = (),
-) -> list[ServiceSpec]:
+def parse(text: str, names: Names, base: Iterable[ServiceSpec] = ()) -> list[ServiceSpec]:
     """The services that there are when ipvsadm has run all lines, on those of ``base``.
 
-    Destinations are in the order in which they were added; those with an address of the
-    director's own are of method "local" unless they are masqueraded. Tunnels have no source
-    address yet: who serves them knows the routes. A client that nobody can serve is told so by
-    ICMP port unreachable, as IPVS does. ConfigError names the line and the word.
+    Destinations are in the order in which they were added. Tunnels have no source address yet:
+    who serves them knows the routes. A client that nobody can serve is told so by ICMP port
+    unreachable, as IPVS does. ConfigError names the line and the word.
     """
-    table = _Table(names, is_local, base)
+    table = _Table(names, base)
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if words and words[0] == "ipvsadm":
@@ -58,11 +52,8 @@ def parse(
 class _Table:
     """The services, as commands change them."""
 
-    def __init__(
-        self, names: Names, is_local: Callable[[str], bool], base: Iterable[ServiceSpec]
-    ) -> None:
+    def __init__(self, names: Names, base: Iterable[ServiceSpec]) -> None:
         self._names = names
-        self._is_local = is_local
         self._services: dict[Key, ServiceSpec] = {}
         self._servers: dict[Key, dict[Endpoint, DestinationSpec]] = {}
         self._timeouts: dict[str, float] = {}
@@ -161,8 +152,6 @@ class _Table:
             for name in TUNNEL:
                 if name in options:
                     raise ConfigError(f"--{name} is for tunnels: give -i")
-        if method != "masq" and self._is_local(old.address):
-            method, tunnel = "local", None
         upper = read_number(options.get("u-threshold", "0"), 0, NUMBER_MAX, "-x")
         lower = read_number(options.get("l-threshold", "0"), 0, NUMBER_MAX, "-y")
         if lower > upper:

@@ -29,7 +29,9 @@ def save(specs: Sequence[ServiceSpec]) -> Iterator[str]:
 
 
 def unsaved(specs: Sequence[ServiceSpec]) -> Iterator[str]:
-    """What of the services ipvsadm has no word for, so that it is lost: a line each."""
+    """What of the services ipvsadm has no word for, so that it is lost: a line each. Not what
+    the host finds out itself of the way to a server.
+    """
     timeouts = _timeouts(specs)
     for spec in specs:
         plain = new_service(spec.key)
@@ -42,8 +44,6 @@ def unsaved(specs: Sequence[ServiceSpec]) -> Iterator[str]:
             lost.append("mss_clamp")
         if any(timeouts.get(state) != seconds for state, seconds in spec.timeouts):
             lost.append("timeouts")
-        if any(each.mtu or each.mark for each in spec.destinations):
-            lost.append("mtu and mark")
         if spec.port == 0 and spec.persistence is None:
             lost.append("all ports without persistence")
         if lost:

@@ -112,7 +112,6 @@ def test_timeouts_that_all_share() -> None:
         ({"scheduler": "mh", "mh_table_size": 65537}, "mh_table_size"),
         ({"timeouts": (("close", 5),)}, "timeouts"),
         ({"port": 0}, "all ports without persistence"),
-        ({"destinations": (DestinationSpec("10.0.0.1", 80, mtu=1400),)}, "mtu and mark"),
     ],
 )
 def test_what_is_lost_is_said(fields: dict[str, object], lost: str) -> None:
@@ -121,5 +120,13 @@ def test_what_is_lost_is_said(fields: dict[str, object], lost: str) -> None:
 
 
 def test_what_nobody_misses() -> None:
-    spec = replace(new_service(("192.0.2.10", 80, "tcp")), name="default/web", mh_table_size=65537)
+    """Names, tables of other schedulers, and what is found out anew."""
+    server = DestinationSpec("10.0.0.1", 80, method="local", mtu=1400, mark=7)
+    spec = replace(
+        new_service(("192.0.2.10", 80, "tcp")),
+        name="default/web",
+        mh_table_size=65537,
+        destinations=(server,),
+    )
     assert [*unsaved([spec])] == []
+    assert [*save([spec])][1] == "-a -t 192.0.2.10:80 -r 10.0.0.1:80 -g -w 1"
