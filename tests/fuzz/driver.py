@@ -15,9 +15,11 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise, product
 
+import forwarding
 import wire
 
 import svcdp
@@ -319,10 +321,16 @@ def guarded(dp: svcdp.Dataplane, packets: list[bytes], now: int) -> tuple[bytes,
 def main() -> None:
     count = int(sys.argv[1])
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    began = time.monotonic()
-    reasons = run(count, seed)
     print(engine.__file__)
-    print(f"{count} packets, seed {seed}, {time.monotonic() - began:.0f} s")
+    report("NAT", run, count, seed)
+    packets = iter(Mutator(forwarding.corpus(), seed))
+    report("tunnels", partial(forwarding.run, packets=packets), count // 4, seed)
+
+
+def report(what: str, work: Callable[..., Counter[Reason]], count: int, seed: int) -> None:
+    began = time.monotonic()
+    reasons = work(count, seed=seed)
+    print(f"{what}: {count} packets, seed {seed}, {time.monotonic() - began:.0f} s")
     for reason, seen in reasons.most_common():
         print(f"{seen:10} {reason.name}")
 
