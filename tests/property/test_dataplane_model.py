@@ -26,7 +26,12 @@ REALS = {4: ("10.1.0.1", "10.1.0.2", "10.1.0.3"), 6: ("fd01::1", "fd01::2")}
 CLIENTS = {4: ("192.0.2.4", "192.0.2.5", "10.1.0.1"), 6: ("2001:db8::4",)}
 NODE = {4: "198.51.100.1", 6: "2001:db8:1::1"}
 PORTS = (61000, 61003)
-TIMEOUTS = {"udp": 300, "SYN_RECV": 60, "ESTABLISHED": 900, "CLOSE": 10, "sctp": 900}
+TIMEOUTS = {
+    "UDP": 300, "SYN_RECV": 60, "ESTABLISHED": 900, "CLOSE": 10, "INIT1": 4, "INIT": 61,
+    "COOKIE_WAIT": 61,
+}  # fmt: skip
+#: What a first packet makes; those of SCTP are INITs, all of them.
+FIRST = {"tcp": "SYN_RECV", "udp": "UDP", "sctp": "INIT1"}
 
 INDEX = st.integers(0, 30)
 #: (which service, which client, its port, flags)
@@ -94,11 +99,12 @@ class DataplaneMachine(RuleBasedStateMachine):
                 known.state = "CLOSE"
             elif flags == "A" and known.state == "SYN_RECV":
                 known.state = "ESTABLISHED"
+        elif known.state == "INIT1":
+            known.state = "INIT"
         self.touch(known)
 
     def touch(self, known: Known) -> None:
-        kind = known.state if known.protocol == "tcp" else known.protocol
-        known.deadline = self.bench.now + TIMEOUTS[kind] * SECOND
+        known.deadline = self.bench.now + TIMEOUTS[known.state] * SECOND
 
     # -- changes --------------------------------------------------------------------------------
 
@@ -146,7 +152,7 @@ class DataplaneMachine(RuleBasedStateMachine):
 
     # -- time -----------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([0, 1, 9, 10, 59, 60, 299, 300, 900]))
+    @rule(seconds=st.sampled_from([0, 1, 4, 9, 10, 59, 60, 61, 299, 300, 900]))
     def wait(self, seconds: int) -> None:
         self.bench.now += seconds * SECOND
 
@@ -226,8 +232,7 @@ class DataplaneMachine(RuleBasedStateMachine):
             real = (seen.destination, seen.destination_port)
             source = (seen.source, seen.source_port)
             self.check_choice(spec, client, real, source)
-            new = Known(protocol, client, virtual, real, source, "", 0)
-            new.state = "SYN_RECV" if protocol == "tcp" else protocol.upper()
+            new = Known(protocol, client, virtual, real, source, FIRST[protocol], 0)
             self.touch(new)
             clash = self.find_back(protocol, real, source)
             masqueraded = source != client
@@ -286,6 +291,8 @@ class DataplaneMachine(RuleBasedStateMachine):
                 known.state = "CLOSE"
             elif flags == "A" and known.state == "SYN_RECV":
                 known.state = "ESTABLISHED"
+        elif known.protocol == "sctp":
+            known.state = "COOKIE_WAIT"
         self.touch(known)
 
     def check_forwarded(self, packet: bytes, source: Endpoint, target: Endpoint) -> None:

@@ -287,10 +287,12 @@ cdef inline bint begins_connection(
 
 
 cdef inline bint reopens(const uint8_t *data, const View *view) noexcept nogil:
-    """Whether a client's packet may open a new connection where one is known: RFC 9293, 3.6.1."""
+    """Whether a client's packet may open a new connection where one is known (RFC 9293, 3.6.1): as
+    in IPVS by its SYN, whatever else is set.
+    """
     if view.protocol == PROTOCOL_SCTP:
         return first_chunk(data, view) == CHUNK_INIT
-    return view.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+    return view.tcp_flags & TCP_SYN
 
 
 cdef inline uint8_t first_state(uint8_t protocol) noexcept nogil:

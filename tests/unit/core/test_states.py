@@ -168,7 +168,7 @@ def test_what_begins_a_tcp_connection(flags: str) -> None:
     packet = bytes(wire.packet("tcp", "192.0.2.4", 1, "10.96.0.1", 2, flags))
     assert core.begins(packet, False) == ("S" in flags and "R" not in flags)
     assert core.begins(packet, True) == ("R" not in flags)
-    assert core.opens_again(packet) == (flags in ("S", "SF"))
+    assert core.opens_again(packet) == ("S" in flags)
 
 
 @pytest.mark.parametrize("kind", [*CHUNKS.values(), *LIKE_DATA])
