@@ -34,10 +34,11 @@ class SenderStats:
 class Sender:
     """Turns what changes in a dataplane into messages.
 
-    The whole table is sent first, then every ``full_interval`` seconds (0: never), after a
-    `request` and when changes were lost. A connection is told of at packet number ``threshold``
-    and then every ``period`` packets, and at changes of its state; ``watch_limit`` of them wait
-    to be sent.
+    The whole table is sent first, then every ``full_interval`` seconds (0: never) and when changes
+    were lost: all but what others told of and only they have seen packets of, for they know
+    better. After a `request` that is sent too.
+    A connection is told of at packet number ``threshold`` and then every ``period`` packets, and
+    at changes of its state; ``watch_limit`` of them wait to be sent.
     Not thread safe.
     """
 
@@ -62,6 +63,7 @@ class Sender:
         self._rest: Iterator[ConnectionState] = iter(())
         self._full_due = -math.inf
         self._full_began = -math.inf
+        self._asked = False
         self._oldest = math.inf
         self.stats = SenderStats()
 
@@ -69,18 +71,21 @@ class Sender:
         self._watch.close()
 
     def request(self) -> None:
-        """Have the whole table sent soon."""
-        self._full_due = min(self._full_due, self._full_began + FULL_PAUSE)
+        """Have the whole table sent soon, to somebody who knows nothing."""
+        self._asked = True
+        self._hasten()
 
     def messages(self, now: float) -> Iterator[bytes]:
         """Those to send now (s, monotonic): call it several times a second."""
         if self._watch.lost > self.stats.lost:
             self.stats = replace(self.stats, lost=self._watch.lost)
-            self.request()
+            self._hasten()
         if now >= self._full_due:
             self._full_began = now
             self._full_due = now + self._interval
-            self._rest = filter(self._is_ours, self._dp.export_connections())
+            states = filter(is_synchronised, self._dp.export_connections())
+            self._rest = states if self._asked else filter(self._is_ours, states)
+            self._asked = False
             self.stats = replace(self.stats, tables=self.stats.tables + 1)
         changed = self._watch.read(FULL_STEP)
         for state in chain(changed, islice(self._rest, FULL_STEP)):
@@ -95,10 +100,11 @@ class Sender:
         if message:
             yield message
 
+    def _hasten(self) -> None:
+        self._full_due = min(self._full_due, self._full_began + FULL_PAUSE)
+
     def _is_ours(self, state: ConnectionState) -> bool:
-        """Not what only the peer has seen packets of: it would get its own old news back."""
-        heard_of = state.flags & SYNC and state.packets <= self._threshold
-        return not heard_of and is_synchronised(state)
+        return not state.flags & SYNC or state.packets > self._threshold
 
     def _add(self, state: ConnectionState, now: float) -> Iterator[bytes]:
         entry = entry_of(state)
@@ -131,7 +137,8 @@ def entry_of(state: ConnectionState) -> SyncEntry | None:
         state.destination,
         state.destination_port,
         state.fwmark,
-        max(round(state.timeout), 1),
+        # What is left of it: in the table of one who only hears of it, time goes on too.
+        max(math.ceil(state.expires_in), 1),
         source=(state.source, state.source_port) if is_masqueraded else None,
     )
 

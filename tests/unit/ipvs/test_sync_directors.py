@@ -209,19 +209,51 @@ def test_lost_changes_make_up_for_themselves() -> None:
     assert director.sender.stats.lost == 6
 
 
-def test_a_peer_does_not_get_its_own_news_back() -> None:
-    active, standby = Director(1), Director(2)
-    active.establish(40000)
-    active.establish(40001)
-    active.send("A", port=40000)
-    active.send("A", port=40001)
+def heard_of(standby: Director) -> list[int]:
+    """Have a standby hear of ports 40000 and 40001, and see packets of 40001."""
+    active = Director(1)
+    for port in (40000, 40001):
+        active.establish(port)
+        active.send("A", port=port)
     standby.hear(active.after(2))
-    standby.receiver.receive(encode_request(5))
-    assert [e for _ in range(15) for e in standby.after(1)] == []
     standby.send("A", port=40001)
+    return [40000, 40001]
+
+
+def test_a_peer_does_not_get_its_own_news_back() -> None:
+    standby = Director(2, full_interval=60)
+    heard_of(standby)
+    assert [entry.client_port for _ in range(70) for entry in standby.after(1)] == [40001]
+
+
+def test_who_knows_nothing_gets_all_with_the_time_that_is_left() -> None:
+    standby = Director(2)
+    ports = heard_of(standby)
+    standby.now += 100 * SECOND
     standby.receiver.receive(encode_request(5))
-    told = [e.client_port for _ in range(15) for e in standby.after(1)]
-    assert told == [40001]
+    entries = [entry for _ in range(15) for entry in standby.after(1)]
+    assert [entry.client_port for entry in entries] == ports
+    assert all(780 <= entry.timeout <= 800 for entry in entries)
+
+
+def test_templates_of_others_do_not_go_to_and_fro() -> None:
+    active, standby = Director(1), Director(2, full_interval=60)
+    for director in (active, standby):
+        director.serve(REAL, port=81, persistence=600)
+    for flags in "SAA":
+        active.send(flags, to=(VIRTUAL[4], 81))
+    standby.hear(active.after(2))
+    assert [entry for _ in range(70) for entry in standby.after(1)] == []
+    standby.send(port=50000, to=(VIRTUAL[4], 81))
+    told = [entry for _ in range(70) for entry in standby.after(1)]
+    assert [(entry.flags & 0x1000, entry.client_port) for entry in told] == [(0x1000, 0)]
+
+
+def test_what_a_server_ends_is_told_too() -> None:
+    director = Director()
+    director.establish()
+    director.reply("FA", source=REAL)
+    assert [entry.state for entry in director.after(2)] == [4]  # FIN_WAIT
 
 
 # -- what is heard -------------------------------------------------------------------------------
