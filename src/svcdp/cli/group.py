@@ -16,6 +16,7 @@ _SUMMARIES = {
     "run": "Serve this node's Services until stopped.",
     "check": "Say what this host can do, and the effective configuration.",
     "get": "List what a running daemon serves.",
+    "ipvs": "List services as ipvsadm does; take its rules over.",
     "trace": "Say where a packet would go, and why.",
     "replay": "Send the packets of a capture file through the dataplane.",
     "validate": "Find all mistakes in a folder of manifests.",

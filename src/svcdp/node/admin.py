@@ -16,7 +16,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from svcdp.errors import ConfigError, ConflictError, SvcdpError
@@ -25,10 +25,11 @@ __all__ = ["AdminServer", "Handler"]
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]]
+Items = Iterable[Mapping[str, Any]]
+Handler = Callable[[Mapping[str, Any]], Items | Awaitable[Items]]
 
 MAX_CLIENTS = 32
-MAX_REQUEST = 64 * 1024  # bytes
+MAX_REQUEST = 1 << 24  # bytes; ipvsadm's lines of many services come as one
 IDLE_TIMEOUT = 60.0  # seconds without a request
 WRITE_TIMEOUT = 10.0  # seconds in which a client must take what was written
 CHUNK = 256  # items written before others get a turn
@@ -96,7 +97,7 @@ class AdminServer:
         if not line.endswith(b"\n"):
             return False
         try:
-            items = self._answer(line)
+            items = await self._answer(line)
             for number, item in enumerate(items, start=1):
                 writer.write(_line({"item": item}))
                 if number % CHUNK == 0:
@@ -111,7 +112,7 @@ class AdminServer:
             await _write(writer, {"error": "internal error: see the daemon's log"})
         return True
 
-    def _answer(self, line: bytes) -> Iterable[Mapping[str, Any]]:
+    async def _answer(self, line: bytes) -> Items:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -120,7 +121,8 @@ class AdminServer:
         handler = self._handlers.get(name) if isinstance(name, str) else None
         if handler is None:
             raise ConfigError(f"unknown request: get one of {', '.join(self._handlers)}")
-        return handler(request)
+        items = handler(request)
+        return await items if isinstance(items, Awaitable) else items
 
 
 def _line(message: Mapping[str, Any]) -> bytes:

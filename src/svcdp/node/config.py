@@ -46,6 +46,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     manifests: Annotated[
         str, Meta(description="folder of Service and EndpointSlice manifests, watched")
     ] = ""
+    ipvs: Annotated[
+        str, Meta(description="file of ipvsadm-save's lines to serve in place of manifests")
+    ] = ""
     node_name: Annotated[str, Meta(description="this node's name (default: the host name)")] = (
         msgspec.field(default_factory=socket.gethostname)
     )

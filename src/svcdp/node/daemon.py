@@ -27,6 +27,7 @@ from svcdp.node.admin import AdminServer, Handler
 from svcdp.node.capture import capture_plan, choose_backend
 from svcdp.node.config import NodeConfig, settings
 from svcdp.node.context import node_context
+from svcdp.node.ipvs import IpvsServices, IpvsViews
 from svcdp.node.network import claim_netns, discover_addresses
 from svcdp.node.state import ConnectionStore
 from svcdp.node.syncing import peers, sync_daemon
@@ -48,12 +49,14 @@ FIRST_RETRY = 0.5  # seconds until a failed update is tried again
 def run(config: NodeConfig, reread: Callable[[], NodeConfig] | None = None) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once.
 
-    SIGHUP reads the manifests again, and, where ``reread`` is given, says which settings
-    have changed and need a restart. Raises :class:`svcdp.SvcdpError` for what ends the
-    daemon, after everything was taken back.
+    SIGHUP reads the manifests (or ipvsadm's lines) again, and, where ``reread`` is given, says
+    which settings have changed and need a restart. Raises :class:`svcdp.SvcdpError` for what
+    ends the daemon, after everything was taken back.
     """
-    if not config.manifests:
+    if not config.manifests and not config.ipvs:
         raise ConfigError("no manifests to serve: give a folder with -f, or set manifests")
+    if config.manifests and config.ipvs:
+        raise ConfigError("manifests and ipvs exclude each other: serve one of them")
     if config.netns:
         netns.enter(config.netns)
     asyncio.run(_Daemon(config, reread).main())
@@ -63,7 +66,8 @@ class _Daemon:
     def __init__(self, config: NodeConfig, reread: Callable[[], NodeConfig] | None) -> None:
         self._config = config
         self._reread = reread
-        self._source = ManifestSource(config.manifests)
+        self._source = ManifestSource(config.manifests) if config.manifests else None
+        self._ipvs: IpvsServices | None = None
         self._dataplane = Dataplane(
             config.max_connections,
             masquerade_ports=(config.masquerade_ports.first, config.masquerade_ports.last),
@@ -126,11 +130,19 @@ class _Daemon:
                     retry=(FIRST_RETRY, config.sync_retry),
                 )
             )
-            admin = AdminServer(config.admin_path, self._handlers(sync))
+            if config.ipvs:
+                self._ipvs = IpvsServices(mode)
+            ipvs_views = IpvsViews(self._dataplane, self._ipvs)
+            undo.push_async_callback(ipvs_views.close)
+            handlers = {**self._handlers(sync), **ipvs_views.handlers()}
+            admin = AdminServer(config.admin_path, handlers)
             undo.push_async_callback(admin.close)
             await admin.start()
-            sync.follow(self._source)
-            await sync.ready()
+            if self._source is not None:
+                sync.follow(self._source)
+                await sync.ready()
+            if self._ipvs is not None:
+                await self._ipvs.load(config.ipvs)
             await self._store.open()
             self._workers.start()
             if self._peers is not None:
@@ -188,7 +200,10 @@ class _Daemon:
 
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        self._source.rescan()
+        if self._source is not None:
+            self._source.rescan()
+        if self._ipvs is not None:
+            self._ipvs.reload(self._config.ipvs)
         if self._reread is not None:
             try:
                 fresh = self._reread()

@@ -78,7 +78,7 @@ def test_answer_has_items_and_an_end(tmp_path: Path) -> None:
         (b"[]\n", "unknown request: get one of things, broken"),
         (b'{"get": ["x"]}\n', "unknown request"),
         (b'{"get": "nothing"}\n', "unknown request"),
-        (b"x" * (admin.MAX_REQUEST + 1), "a request has at most 65536 bytes"),
+        (b"x" * (admin.MAX_REQUEST + 1), f"a request has at most {admin.MAX_REQUEST} bytes"),
         (b'{"get": "broken"}\n', "internal error"),
         (b'{"get": "things", "count": "x"}\n', "internal error"),
     ],

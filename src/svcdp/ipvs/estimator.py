@@ -1,0 +1,58 @@
+"""Rates from counters, as IPVS estimates them (ip_vs_est.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from svcdp.ipvs.listing import Rates
+from svcdp.records import Key
+from svcdp.status import ServiceStatus
+
+__all__ = ["INTERVAL", "Estimator"]
+
+INTERVAL = 2.0  # seconds between two looks at the counters
+WEIGHT = 0.25  # of what is new in an average
+
+Id = tuple[Key, str, int]
+
+
+class Estimator:
+    """Moving averages for each destination. What is new counts a quarter, after the first time;
+    what was not there the last time has none yet.
+    """
+
+    def __init__(self) -> None:
+        self._time = 0.0
+        self._counters: dict[Id, Rates] = {}
+        self._rates: dict[Id, Rates] = {}
+
+    def feed(self, services: Iterable[ServiceStatus], now: float) -> None:
+        """Look at the counters, ``now`` in seconds: about every `INTERVAL`."""
+        seconds = now - self._time
+        counters = {
+            (status.spec.key, each.address, each.port): Rates(
+                each.connections_total,
+                each.packets_in,
+                each.packets_out,
+                each.bytes_in,
+                each.bytes_out,
+            )
+            for status in services
+            for each in status.destinations
+        }
+        rates = {}
+        for id, count in counters.items():
+            before = self._counters.get(id)
+            if before is None or seconds <= 0:
+                continue
+            new = Rates(*((n - b) / seconds for n, b in zip(count, before, strict=True)))
+            old = self._rates.get(id, new)
+            rates[id] = Rates(*(o + (n - o) * WEIGHT for n, o in zip(new, old, strict=True)))
+        self._time, self._counters, self._rates = now, counters, rates
+
+    def rates(self, status: ServiceStatus) -> tuple[Rates, ...]:
+        """Of a service's destinations, in their order."""
+        key = status.spec.key
+        return tuple(
+            self._rates.get((key, each.address, each.port), Rates()) for each in status.destinations
+        )
