@@ -30,6 +30,7 @@ from topology import (
     MTU,
     ROUTER,
     SIDES,
+    VIRTUAL,
     VIRTUAL_NETWORK,
     director,
     prefix,
@@ -130,6 +131,7 @@ class Director:
             "net.ipv4.icmp_ratelimit": 0,
             "net.ipv6.icmp.ratelimit": 0,
             "net.ipv6.conf.all.forwarding": 1,
+            "net.ipv6.auto_flowlabels": 0,
             "net.ipv6.conf.default.disable_ipv6": 0,
             "net.ipv6.conf.default.accept_dad": 0,
             "net.ipv6.conf.default.addr_gen_mode": 1,
@@ -181,10 +183,15 @@ class Director:
         return listing(Path("/proc/net/ip_vs").read_text().splitlines()[3:])
 
     def do_counters(self) -> list[Any]:
-        """[service or server, connections, packets in, out, bytes in, out], in order."""
+        """[service, [[connections, packets in, out, bytes in, out], of servers ...]]."""
         text = run("ipvsadm", "-Ln", "--stats", "--exact", "--nosort")
-        rows = [line.split() for line in text.splitlines()[3:]]
-        return [[row[-6], *(int(word) for word in row[-5:])] for row in rows]
+        services: list[Any] = []
+        for line in text.splitlines()[3:]:
+            kind, name, *numbers = line.split()
+            if kind != "->":
+                services.append([f"{kind} {name}", []])
+            services[-1][1].append([int(number) for number in numbers])
+        return services
 
     def do_list(self, *options: str) -> str:
         """What ``ipvsadm -L`` prints."""
@@ -206,6 +213,7 @@ def links(number: int, mtus: dict[str, int]) -> Iterator[str]:
             other = ROUTER[family] if side == "c" else server(int(side[1:]), family)
             yield f"neigh add {other} lladdr {OUTSIDE.hex(':')} dev {side} nud permanent"
     for family in (4, 6):
+        yield f"addr add {VIRTUAL[family]} dev lo"
         yield f"route add default via {ROUTER[family]} dev c"
         yield f"route add local {VIRTUAL_NETWORK[family]} dev lo"
         yield f"route add local {MARKED_NETWORK[family]} dev lo"

@@ -27,6 +27,7 @@ from svcdp import (
     Transaction,
     TunnelSpec,
     Verdict,
+    fragment,
     fwmark_key,
 )
 
@@ -36,6 +37,16 @@ MARK = 1
 
 #: As /proc/net/ip_vs names them.
 METHODS = {"masq": "Masq", "local": "Local", "tunnel": "Tunnel", "dr": "Route"}
+#: As /proc/net/ip_vs_conn names states (ip_vs_proto_sctp.c), where it has other names.
+STATES = {
+    "SCTP_COOKIE_SENT": "C-SENT",
+    "SCTP_COOKIE_REPLIED": "C-REPLIED",
+    "SCTP_COOKIE_WAIT": "C-WAIT",
+    "SCTP_COOKIE_ECHOED": "C-ECHOED",
+    "SCTP_SHUTDOWN_SENT": "S-SENT",
+    "SCTP_SHUTDOWN_RECEIVED": "S-RECEIVED",
+    "SCTP_SHUTDOWN_ACK_SENT": "S-ACK-SENT",
+}
 #: IPVS's answer when there is nobody to serve, for TCP too.
 RULES = (SourceRule(on_empty="unreachable"),)
 
@@ -226,7 +237,8 @@ class Replay:
             return [("host", out if out[0] >> 4 == 4 else out[40:])]
         if result.verdict == Verdict.PASS:
             out = routed(out)
-        return [(side_of(target), out)]
+        side = side_of(target)
+        return [(side, part) for part in fragment(out, self._scenario.mtu[side])]
 
     # -- observations --
 
@@ -255,7 +267,7 @@ class Replay:
                 c.virtual_port,
                 c.destination,
                 c.destination_port,
-                c.state.removeprefix("SCTP_") if c.protocol == "sctp" else c.state,
+                STATES.get(c.state, c.state.removeprefix("SCTP_")),
                 int(c.expires_in),
             ]
             for c in self.dp.connections()
@@ -265,20 +277,13 @@ class Replay:
         rows: list[Any] = []
         for status in self.dp.services():
             servers = [
-                [
-                    show(d.address, d.port),
-                    d.connections_total,
-                    d.packets_in,
-                    d.packets_out,
-                    d.bytes_in,
-                    d.bytes_out,
-                ]
+                [d.connections_total, d.packets_in, d.packets_out, d.bytes_in, d.bytes_out]
                 for d in reversed(status.destinations)
             ]
-            sums = [sum(row[column] for row in servers) for column in range(1, 6)]
+            sums = [sum(column) for column in zip(*servers, strict=True)]
             address, port, protocol = status.spec.key
-            name = str(port) if protocol == "fwmark" else show(address, port)
-            rows += [[name, *sums], *servers]
+            name = f"{protocol.upper()} {show(address, port)}"
+            rows.append([f"FWM {port}" if protocol == "fwmark" else name, [sums, *servers]])
         return rows
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from typing import Any
 
 import wire
-from topology import MTU, SIDES
+from topology import MTU, SIDES, director
 
 Packet = bytes | bytearray
 Outcome = Any
 #: [second, outcome] of each step.
 Result = list[list[Any]]
 
-TUNNELS = (4, 41, 47)
 GUE_PORT = 6080
+GUE_PORT_BYTES = struct.pack("!H", GUE_PORT)
+#: Sources of tunnels.
+OWN = {ip_address(director(side, version)).packed for side in SIDES for version in (4, 6)}
 #: Of who makes an error: internetwork control (RFC 1812 4.3.2.5). Errors that pass keep theirs.
 ICMP_ERROR_TOS = 0xC0
 
@@ -88,48 +91,49 @@ def assert_same(scenario: Scenario, kernel: Result, ours: Result) -> None:
     a second of a timeout, and what the scenario says.
     """
     for index, step in enumerate(scenario.steps):
-        theirs, mine = comparable(step[0], kernel[index][1], ours[index][1])
+        theirs, mine = comparable(step, kernel[index][1], ours[index][1])
         where = f"{scenario}, step {index}: {' '.join(map(str, step))[:200]}"
         if index in scenario.differences:
             expected, why = scenario.differences[index]
-            wanted, got = comparable(step[0], expected, ours[index][1])
+            wanted, got = comparable(step, expected, ours[index][1])
             assert got == wanted, f"{where} ({why})"
             assert mine != theirs, f"{where}: no longer differs ({why})"
         else:
             assert mine == theirs, where
 
 
-def comparable(kind: str, theirs: Outcome, mine: Outcome) -> tuple[Outcome, Outcome]:
+def comparable(step: list[Any], theirs: Outcome, mine: Outcome) -> tuple[Outcome, Outcome]:
     """Two outcomes of a step, without what may differ."""
-    if kind == "send":
-        pairs = [_comparable_packets(*pair) for pair in zip(theirs, mine, strict=True)]
+    if step[0] == "send":
+        pairs = [_packets(step[1], *pair) for pair in zip(theirs, mine, strict=True)]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    if kind == "connections":
-        return sorted(theirs), sorted(_within_a_second(row, theirs) for row in mine)
-    if kind == "services":
+    if step[0] == "connections":
+        mine = [_within_a_second(row, theirs) for row in mine]
+        return sorted(_lasting(theirs, mine)), sorted(_lasting(mine, theirs))
+    if step[0] in ("services", "counters"):
         return sorted(theirs), sorted(mine)
     return theirs, mine
 
 
-def _comparable_packets(
-    theirs: list[list[str]], mine: list[list[str]]
-) -> tuple[list[list[str]], list[list[str]]]:
-    """What came out for one packet.
+def _packets(side: str, *outcomes: list[list[str]]) -> list[list[list[str]]]:
+    """What came out for one packet from a side.
 
-    Where the director's own stack got it, that stack answers, and svcdp has either the same
-    answer or leaves it to the host.
+    Where the director's own stack got it, that stack answers. svcdp leaves it to that stack, or
+    has the same answer itself.
     """
-    to_host = any(side == "host" for side, _ in mine)
-    both = []
-    for came in (theirs, mine):
-        shown = [
-            [side, data if side == "host" else comparable_packet(bytes.fromhex(data)).hex()]
-            for side, data in came
+    shown = [
+        [
+            (where, data if where == "host" else comparable_packet(bytes.fromhex(data)).hex())
+            for where, data in came
         ]
-        if any(side == "host" for side, _ in shown):
-            shown = [out for out in shown if (out[0] == "host") == to_host]
-        both.append(shown)
-    return both[0], both[1]
+        for came in outcomes
+    ]
+    places = {where for where, _ in shown[1]}
+    if "host" in places:
+        return [[out for out in came if out[0] == "host"] for came in shown]
+    if places <= {side}:
+        return [[out for out in came if out[0] != "host"] for came in shown]
+    return shown
 
 
 def _within_a_second(row: list[Any], others: Iterable[list[Any]]) -> list[Any]:
@@ -137,28 +141,30 @@ def _within_a_second(row: list[Any], others: Iterable[list[Any]]) -> list[Any]:
     return next((o for o in others if o[:-1] == row[:-1] and abs(o[-1] - row[-1]) <= 1), row)
 
 
+def _lasting(rows: list[list[Any]], others: list[list[Any]]) -> list[list[Any]]:
+    """Without what ends in this second, and has ended for the others."""
+    return [row for row in rows if row[-1] > 1 or row in others]
+
+
 def comparable_packet(packet: bytes) -> bytes:
-    """Without what is drawn by who makes a packet: the id of an IPv4 header, where it is a
-    tunnel's or an ICMP error's (the kernel's has one, svcdp's has DF in its place: RFC 6864);
-    the source port of GUE, with its checksum. Checksums are judged before they are masked.
+    """Without what is drawn by who makes a packet: the id of the IPv4 header of a tunnel or an
+    ICMP error (the kernel's errors have one, svcdp's have DF in its place: RFC 6864); the source
+    port of GUE, with its checksum. Checksums are judged before they are masked.
     """
-    if packet[0] >> 4 == 6:
-        return _without_flow_port(packet, 40, packet[6])
-    protocol = packet[9]
-    error = protocol == wire.ICMP and packet[1] == ICMP_ERROR_TOS
-    gue = protocol == wire.UDP and packet[22:24] == struct.pack("!H", GUE_PORT)
-    if error or gue or protocol in TUNNELS:
-        assert wire.internet_checksum(packet[:20]) == 0
-        fragment = b"\0\0" if error else packet[6:8]
-        packet = packet[:4] + bytes(2) + fragment + packet[8:10] + bytes(2) + packet[12:]
-    return _without_flow_port(packet, 20, protocol)
-
-
-def _without_flow_port(packet: bytes, at: int, protocol: int) -> bytes:
-    if protocol != wire.UDP or packet[at + 2 : at + 4] != struct.pack("!H", GUE_PORT):
-        return packet
-    checksum = packet[at + 6 : at + 8]
-    if checksum != b"\0\0":
-        assert wire.is_intact(packet)
-        checksum = b"\xff\xff"
-    return packet[:at] + bytes(2) + packet[at + 2 : at + 6] + checksum + packet[at + 8 :]
+    made = bytearray(packet)
+    at, protocol, source = 40, packet[6], packet[8:24]
+    if packet[0] >> 4 == 4:
+        at, protocol, source = 20, packet[9], packet[12:16]
+        error = protocol == wire.ICMP and packet[1] == ICMP_ERROR_TOS
+        if error or source in OWN:
+            assert wire.internet_checksum(packet[:20]) == 0
+            made[4:6] = made[10:12] = bytes(2)
+        if error:
+            made[6:8] = bytes(2)
+    if source in OWN and protocol == wire.UDP and packet[at + 2 : at + 4] == GUE_PORT_BYTES:
+        made[at : at + 2] = bytes(2)
+        is_whole = at == 40 or not packet[6] & 0x20
+        if packet[at + 6 : at + 8] != b"\0\0" and is_whole:
+            assert wire.is_intact(packet)
+            made[at + 6 : at + 8] = b"\xff\xff"
+    return bytes(made)
