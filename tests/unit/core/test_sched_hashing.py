@@ -123,19 +123,29 @@ def test_ports_count_where_the_service_wants_it(scheduler: str) -> None:
 
 
 @pytest.mark.parametrize("size", [251, 4093, 65537])
-def test_mh_is_the_kernels_table(size: int) -> None:
-    """Clients of consecutive addresses, weights that are scaled down among them."""
-    weights = (1, 3000, 500, 2, 40)
+@pytest.mark.parametrize("weights", [(1, 1, 1), (1, 3000, 500, 2, 40), (1, 0, 7, (1 << 31) - 1)])
+def test_mh_is_the_kernels_table(size: int, weights: tuple[int, ...]) -> None:
     farm = Farm("mh", *weights, size=size)
     model = ipvs_model.Service("mh", table_size=size)
-    # A table of all servers at once: what each addition does is the model's to compute too.
+    # At once: the model takes its time for a table.
     model.servers[:] = [
         ipvs_model.Server("10.1.0.1", name, weight, weight)
         for name, weight in reversed([*enumerate(weights, 1)])
     ]
     model.begin()
-    wanted = [model.pick(ipvs_model.Client(source=client)) for client in CLIENTS]
-    assert farm.picks() == [server and server.port for server in wanted]
+    assert isinstance(model.scheduler, ipvs_model.Maglev)
+    wanted = [(server.address, server.port) for server in model.scheduler.table]
+    assert farm.dp.hash_table(VIRTUAL[4], 80, "udp") == wanted
+
+
+def test_sh_shows_its_table_and_others_have_none() -> None:
+    farm = Farm("sh", 2, 1)
+    table = farm.dp.hash_table(VIRTUAL[4], 80, "udp")
+    assert [port for _, port in table] == [2, 1, 1] * 85 + [2]
+    assert Farm("rr", 1).dp.hash_table(VIRTUAL[4], 80, "udp") == []
+    assert Farm("mh", 0).dp.hash_table(VIRTUAL[4], 80, "udp") == []
+    with pytest.raises(svcdp.NotFoundError):
+        farm.dp.hash_table(VIRTUAL[4], 81, "udp")
 
 
 def test_a_quiesced_server_keeps_its_share_of_mh() -> None:
