@@ -20,6 +20,7 @@ from functools import partial
 from itertools import pairwise, product
 
 import forwarding
+import payloads
 import wire
 
 import svcdp
@@ -325,6 +326,8 @@ def main() -> None:
     report("NAT", run, count, seed)
     packets = iter(Mutator(forwarding.corpus(), seed))
     report("tunnels", partial(forwarding.run, packets=packets), count // 4, seed)
+    packets = iter(Mutator(payloads.corpus(), seed))
+    report("payloads", partial(payloads.run, packets=packets), count // 4, seed)
 
 
 def report(what: str, work: Callable[..., Counter[Reason]], count: int, seed: int) -> None:

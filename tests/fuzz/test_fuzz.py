@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import driver
 import forwarding
+import payloads
 import pytest
 
 from svcdp import Reason
@@ -16,6 +17,16 @@ FORWARDING = {
     Reason.NO_CALL_ID,
     Reason.DESTINATION_GONE,
     Reason.BYPASS,
+    Reason.NO_HEADROOM,
+}
+PAYLOADS = {
+    Reason.NEW,
+    Reason.ESTABLISHED,
+    Reason.REPLY,
+    Reason.FRAGMENT,
+    Reason.MALFORMED,
+    Reason.NO_CALL_ID,
+    Reason.NO_CONNECTION,
     Reason.NO_HEADROOM,
 }
 
@@ -31,3 +42,10 @@ def test_mutated_packets_in_and_out_of_tunnels(seed: int) -> None:
     packets = iter(driver.Mutator(forwarding.corpus(), seed))
     reasons = forwarding.run(16_000, packets, seed)
     assert set(reasons) >= FORWARDING, "the corpus no longer reaches everything"
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_mutated_payloads_and_fragments(seed: int) -> None:
+    packets = iter(driver.Mutator(payloads.corpus(), seed))
+    reasons = payloads.run(16_000, packets, seed)
+    assert set(reasons) >= PAYLOADS, "the corpus no longer reaches everything"
