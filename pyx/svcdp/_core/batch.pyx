@@ -158,6 +158,10 @@ cdef class PacketBatch:
         """Why: a Reason."""
         return REASONS[self.packet(index).reason]
 
+    def mark(self, Py_ssize_t index):
+        """A packet's firewall mark, which a destination may have added to."""
+        return self.packet(index).mark
+
     def answer(self, Py_ssize_t index):
         """What to send in reply to packet `index` (bytes), which was rejected: a TCP reset or an
         ICMP error. None when it was not, or must not be answered.

@@ -458,6 +458,8 @@ cdef inline bint remove(
         return False
     if (
         conn.protocol != CONN_FREE and conn.deadline <= before
+        # A template that somebody just came to hang on stays.
+        and (conn.protocol != CONN_TEMPLATE or load_u32(&conn.packets) == 0)
         and both == has_both(conn) and first == first_direction(conn)
         and conn_hash(table, conn, words, first) == there
         and (not both or conn_hash(table, conn, words, FROM_DESTINATION) == back)

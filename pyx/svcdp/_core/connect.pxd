@@ -52,6 +52,13 @@ cdef inline uint16_t flags_of(
     return flags
 
 
+cdef inline bint is_ftp_data(const Service *service, const View *view) noexcept nogil:
+    """Whether a service of FTP got a packet for another port than its own."""
+    return (
+        service.first_port == FTP_PORT and service.last_port == FTP_PORT
+        and view.destination_port != service.port)
+
+
 cdef inline void fill(
     Engine *engine, Conn *conn, const Service *service, const View *view,
     const Dest *target, uint16_t flags, int64_t now
@@ -73,7 +80,9 @@ cdef inline void fill(
         conn.real_port = view.destination_port
         copy_address(address_of(conn, REAL, words), view.destination, words)
     else:
-        conn.real_port = target.port if target.port else view.destination_port
+        conn.real_port = target.port
+        if target.port == 0 or is_ftp_data(service, view):
+            conn.real_port = view.destination_port
         copy_address(address_of(conn, REAL, words), target.address, words)
     if flags & CONN_MASQUERADE:
         copy_address(address_of(conn, SOURCE, words), service.masquerade, words)
@@ -198,7 +207,7 @@ cdef inline void serve_nobody(
     """The verdict when no destination can be had: ip_vs_core.c, ip_vs_leave."""
     if view.quoted:
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_DESTINATION)
-    elif service.first_port == FTP_PORT and view.destination_port != service.port:
+    elif is_ftp_data(service, view):
         decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_DESTINATION)
     elif rule.on_empty == SVCDP_VERDICT_REJECT:
         reject(engine, worker, packet, view, SVCDP_REASON_NO_DESTINATION, rule.answer)

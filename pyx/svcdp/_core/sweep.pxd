@@ -102,10 +102,10 @@ cdef inline bint is_dispensable(
     `conn` is locked.
     """
     cdef int64_t idle
-    if conn.protocol == CONN_FREE or conn.flags & CONN_ONE_WAY:
+    if conn.protocol == CONN_FREE or conn.flags & CONN_ONE_WAY or controls(engine, conn):
         return False
     if conn.protocol == CONN_TEMPLATE:
-        return conn.packets == 0 and conn.state != TEMPLATE_ASSURED
+        return conn.state != TEMPLATE_ASSURED
     if is_half_open(conn.state):
         return True
     if not is_active(conn.state) and conn.protocol != PROTOCOL_UDP:

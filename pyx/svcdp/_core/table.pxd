@@ -87,8 +87,8 @@ cdef inline Service *wide_find(
     const HashKey *key, const Snapshot *snapshot, const uint8_t *address, uint32_t words,
     uint16_t port, uint8_t protocol
 ) noexcept nogil:
-    """The service with a range that holds the port, else that of FTP for what may be its data
-    connections (ip_vs_ctl.c, ip_vs_service_find), else that of every port; or NULL.
+    """The service with a range that holds the port, else a persistent one of FTP for what may be
+    its data connections (ip_vs_ctl.c, ip_vs_service_find), else that of every port; or NULL.
     """
     cdef uint32_t host = ntohs(port)
     cdef int length
@@ -99,7 +99,7 @@ cdef inline Service *wide_find(
         ):
             service = block_find(
                 key, snapshot, address, words, htons(FTP_PORT), PORT_BITS, protocol)
-            if service is not NULL:
+            if service is not NULL and service.persistence:
                 return service
         if snapshot.lengths >> length & 1:
             service = block_find(

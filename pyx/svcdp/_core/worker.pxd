@@ -124,17 +124,17 @@ cdef inline int32_t *load_of(Dest *target, uint8_t state) noexcept nogil:
 
 cdef inline void reconsider(Dest *target) noexcept nogil:
     """Whether the destination is overloaded: ip_vs_conn.c, ip_vs_bind_dest and _unbind_dest."""
-    cdef uint64_t total
-    cdef uint32_t upper = target.upper
+    cdef int64_t total
+    cdef int64_t upper = load_u32(&target.upper)
     if likely(upper == 0 and not target.overloaded):
         return
-    total = load_u32(&target.references)
+    total = <int64_t>load_i32(&target.active) + load_i32(&target.inactive)
     if upper and total >= upper:
         store_u8(&target.overloaded, True)
     elif (
         upper == 0
         or (target.lower and total < target.lower)
-        or (target.lower == 0 and total * 4 < <uint64_t>upper * 3)
+        or (target.lower == 0 and total * 4 < upper * 3)
     ):
         store_u8(&target.overloaded, False)
 
