@@ -198,7 +198,7 @@ ANNOTATIONS = [
     case("scheduler", {"scheduler": "wlc"}, ("wlc", "masq", [1, 1, 1]), 0),
     case("unknown scheduler", {"scheduler": "best"}, ("rr", "masq", [1, 1, 1]), 1),
     case("empty scheduler", {"scheduler": ""}, ("rr", "masq", [1, 1, 1]), 1),
-    case("forwarding", {"forwarding": "tunnel"}, ("rr", "tunnel", [1, 1, 1]), 0),
+    case("forwarding", {"forwarding": "dr"}, ("rr", "dr", [1, 1, 1]), 0),
     case("unknown forwarding", {"forwarding": "local"}, ("rr", "masq", [1, 1, 1]), 1),
     case("weights", {"weights": "10.1.0.1=3, web-1=0,fd01:0::1 = 7"}, ("rr", "masq", [3, 0, 7]), 0),
     case("address before name", {"weights": "web-0=9,10.1.0.1=3"}, ("rr", "masq", [3, 1, 1]), 0),
@@ -221,6 +221,7 @@ def test_annotations(annotations: dict, expected: tuple, problems: int) -> None:
                 "10.96.0.10",
                 "fd00::10",
                 annotations={f"svcdp.io/{key}": value for key, value in annotations.items()},
+                ports=[port(8080)],
             ),
             endpoints(
                 endpoint("10.1.0.1", "ready", pod="web-0"),

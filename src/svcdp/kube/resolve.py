@@ -13,11 +13,12 @@ from itertools import chain
 from typing import Any
 
 from svcdp.errors import ConflictError, ManifestError, SvcdpError
-from svcdp.kube.annotations import Annotations, read_annotations
+from svcdp.kube.annotations import Annotations, annotation_problem, read_annotations
 from svcdp.kube.claims import Claim, Claims
 from svcdp.kube.context import NodeContext
 from svcdp.kube.decode import decode_value
 from svcdp.kube.endpoints import EndpointInfo, PortKey, cluster_endpoints, endpoints_by_port
+from svcdp.kube.forwarding import forwarded, widened
 from svcdp.kube.model import (
     EndpointSlice,
     IPFamily,
@@ -109,24 +110,28 @@ def resolve_service(
     for family, address in cluster_ips.items():
         for port in spec.ports or ():
             key = PortKey(family, port.name or "", port.protocol or "TCP")
-            destinations = _destinations(groups.get(key, ()), annotations)
-            wanted = ServiceSpec(
+            endpoints = cluster_endpoints(groups.get(key, ()))
+            plain = ServiceSpec(
                 address=address,
                 port=port.port,
                 protocol=key.protocol.lower(),
-                destinations=destinations,
-                scheduler=annotations.scheduler,
+                destinations=_destinations(endpoints, annotations),
                 persistence=_persistence(service),
                 # Affinity is a service port's, whichever of its addresses is dialled.
                 persistence_group=_group(service, key),
                 rules=_cluster_ip_rules(node, family),
                 masquerade_address=node.primary_address(family),
                 name=f"{service.ref}:{key.name}" if key.name else str(service.ref),
+                **annotations.fields(key, sticky=_persistence(service) is not None),
             )
-            resolved.add(service, wanted)
+            wanted, problem = forwarded(plain, annotations, node)
+            if problem:
+                message = f"{key.name or port.port}: {problem}; 'masq' stays in force"
+                problems.append(annotation_problem(service, "forwarding", message))
+            resolved.add(service, widened(wanted, annotations.ranges.get(key.name)))
             for node_address in node.node_port_addresses_of(family) if port.node_port else ():
                 at_node = replace(
-                    wanted,
+                    plain,
                     address=node_address,
                     port=port.node_port or 0,
                     rules=_MASQUERADED,
@@ -151,9 +156,13 @@ def _destinations(
 ) -> tuple[DestinationSpec, ...]:
     return tuple(
         DestinationSpec(
-            endpoint.address, endpoint.port, annotations.weight(endpoint), annotations.method
+            endpoint.address,
+            endpoint.port,
+            annotations.weight(endpoint),
+            upper=annotations.upper,
+            lower=annotations.lower,
         )
-        for endpoint in cluster_endpoints(endpoints)
+        for endpoint in endpoints
     )
 
 

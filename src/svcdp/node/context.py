@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from svcdp import schedulers
 from svcdp.kube import NodeContext
 from svcdp.node.config import NodeConfig
-from svcdp.types import ForwardMethod
 
 __all__ = ["node_context"]
 
@@ -22,5 +21,4 @@ def node_context(config: NodeConfig, addresses: Sequence[str]) -> NodeContext:
         masquerade_all=config.masquerade_all,
         service_cidrs=config.service_cidrs,
         schedulers=schedulers.names(),
-        methods=(ForwardMethod.MASQ,),
     )
