@@ -23,14 +23,17 @@ class Bench:
 
     def serve(
         self,
-        *destinations: tuple[str, int] | tuple[str, int, int],
+        *destinations: svcdp.DestinationSpec | tuple[str, int] | tuple[str, int, int],
         address: str = VIRTUAL[4],
         port: int = 80,
         protocol: str = "tcp",
         **fields: Any,
     ) -> None:
-        """Have a service with these destinations: (address, port[, weight])."""
-        specs = tuple(svcdp.DestinationSpec(*destination) for destination in destinations)
+        """Have a service with these destinations: specs, or (address, port[, weight])."""
+        specs = tuple(
+            each if isinstance(each, svcdp.DestinationSpec) else svcdp.DestinationSpec(*each)
+            for each in destinations
+        )
         self.dp.update([svcdp.ServiceSpec(address, port, protocol, specs, **fields)])
 
     def send(
@@ -41,9 +44,10 @@ class Bench:
         client: str = CLIENT[4],
         to: tuple[str, int] = (VIRTUAL[4], 80),
         protocol: str = "tcp",
+        mark: int = 0,
     ) -> svcdp.Result:
         """A packet of a client."""
-        return self.dp.process(wire.packet(protocol, client, port, *to, flags))
+        return self.dp.process(wire.packet(protocol, client, port, *to, flags), mark=mark)
 
     def reply(
         self,
