@@ -46,6 +46,8 @@ class Estimator:
             if before is None or seconds <= 0:
                 continue
             new = Rates(*((n - b) / seconds for n, b in zip(count, before, strict=True)))
+            if min(new) < 0:
+                continue  # another destination of the same name
             old = self._rates.get(id, new)
             rates[id] = Rates(*(o + (n - o) * WEIGHT for n, o in zip(new, old, strict=True)))
         self._time, self._counters, self._rates = now, counters, rates

@@ -161,6 +161,11 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
         return self.admin_socket or f"{self.run_dir}/admin.sock"
 
     @property
+    def timeouts_by_state(self) -> dict[str, float]:
+        """What ``timeouts`` says; the last of two for the same state counts."""
+        return {timeout.state: timeout.seconds for timeout in self.timeouts}
+
+    @property
     def dataplane_settings(self) -> Settings:
         """What ``dataplane`` says; the last of two that set the same counts."""
         return Settings(**{switch.name: switch.value for switch in self.dataplane})

@@ -71,7 +71,7 @@ class _Daemon:
         self._dataplane = Dataplane(
             config.max_connections,
             masquerade_ports=(config.masquerade_ports.first, config.masquerade_ports.last),
-            timeouts={timeout.state: timeout.seconds for timeout in config.timeouts},
+            timeouts=config.timeouts_by_state,
             settings=config.dataplane_settings,
         )
         self._workers = QueueWorkers(
@@ -132,7 +132,7 @@ class _Daemon:
             )
             if config.ipvs:
                 self._ipvs = IpvsServices(mode)
-            ipvs_views = IpvsViews(self._dataplane, self._ipvs)
+            ipvs_views = IpvsViews(self._dataplane, self._ipvs, config.timeouts_by_state)
             undo.push_async_callback(ipvs_views.close)
             handlers = {**self._handlers(sync), **ipvs_views.handlers()}
             admin = AdminServer(config.admin_path, handlers)

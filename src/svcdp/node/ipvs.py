@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from svcdp.abc import Sink
-from svcdp.dataplane import Dataplane
+from svcdp.dataplane import TIMEOUTS, Dataplane
 from svcdp.errors import ConfigError, SvcdpError
 from svcdp.ipvs.estimator import INTERVAL, Estimator
 from svcdp.ipvs.listing import ListedService
@@ -89,11 +89,19 @@ class IpvsServices:
 
 
 class IpvsViews:
-    """What ``svcdp ipvs`` is told by a daemon. ``services`` is None with Kubernetes' Services."""
+    """What ``svcdp ipvs`` is told by a daemon. ``services`` is None with Kubernetes' Services;
+    ``timeouts`` are those that the dataplane was made with, where they are its own.
+    """
 
-    def __init__(self, dataplane: Dataplane, services: IpvsServices | None) -> None:
+    def __init__(
+        self,
+        dataplane: Dataplane,
+        services: IpvsServices | None,
+        timeouts: Mapping[str, float],
+    ) -> None:
         self._dataplane = dataplane
         self._services = services
+        self._timeouts = {**TIMEOUTS, **timeouts}
         self._rates = RateMeter(dataplane)
 
     async def close(self) -> None:
@@ -111,10 +119,9 @@ class IpvsViews:
 
     def info(self, request: Request) -> Iterator[Item]:
         """The size of the connection table, and the timeouts that ``--set`` sets."""
-        timeouts = self._dataplane.timeouts
         yield {
             "size": self._dataplane.max_connections,
-            "timeouts": {state: timeouts[state] for state in STATES},
+            "timeouts": {state: self._timeouts[state] for state in STATES},
         }
 
     async def listing(self, request: Request) -> Iterator[Item]:
@@ -194,11 +201,16 @@ class RateMeter:
 
     async def _estimate(self) -> None:
         self._estimator = Estimator()
-        await self._feed()
-        while time.monotonic() < self._asked + IDLE:
-            await asyncio.sleep(INTERVAL)
+        try:
             await self._feed()
-            self._ready.set()
+            while True:
+                await asyncio.sleep(INTERVAL)
+                await self._feed()
+                self._ready.set()
+                if time.monotonic() > self._asked + IDLE:
+                    return
+        finally:
+            self._ready.set()  # whatever happened: nobody waits for ever
 
     async def _feed(self) -> None:
         services = await asyncio.to_thread(self._dataplane.services)
