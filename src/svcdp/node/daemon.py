@@ -54,7 +54,7 @@ def run(config: NodeConfig, reread: Callable[[], NodeConfig] | None = None) -> N
     ends the daemon, after everything was taken back.
     """
     if not config.manifests and not config.ipvs:
-        raise ConfigError("no manifests to serve: give a folder with -f, or set manifests")
+        raise ConfigError("nothing to serve: give a folder with -f, or lines with --ipvs")
     if config.manifests and config.ipvs:
         raise ConfigError("manifests and ipvs exclude each other: serve one of them")
     if config.netns:

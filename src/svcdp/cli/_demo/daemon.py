@@ -44,7 +44,9 @@ class RunningDaemon:
 
 @contextmanager
 def running_daemon(popen: Popen, folder: Path, *arguments: str) -> Iterator[RunningDaemon]:
-    """Start it on ``folder/manifests``, with its log in ``folder/log``; wait until it is ready."""
+    """Start it on ``folder/manifests``, unless arguments say ``--ipvs``, with its log in
+    ``folder/log``; wait until it is ready.
+    """
     notifications = str(folder / f"notify-{time.monotonic_ns()}.sock")
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
@@ -52,8 +54,10 @@ def running_daemon(popen: Popen, folder: Path, *arguments: str) -> Iterator[Runn
     ):
         ready.bind(notifications)
         ready.settimeout(0.1)
-        command = [sys.executable, "-m", "svcdp", "run", "-f", str(folder / "manifests")]
-        command += ["--run-dir", str(folder / "run"), *arguments]
+        command = [sys.executable, "-m", "svcdp", "run", "--run-dir", str(folder / "run")]
+        if "--ipvs" not in arguments:
+            command += ["-f", str(folder / "manifests")]
+        command += arguments
         process = popen(command, stderr=log, env={**os.environ, "NOTIFY_SOCKET": notifications})
         try:
             _wait_ready(process, ready, folder / "log")
