@@ -2,9 +2,10 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from svcdp._core.abi cimport *
-from svcdp._core.checksum cimport apply_delta, delta_add
+from svcdp._core.checksum cimport delta_add
 from svcdp._core.memory cimport htons, load16, ntohs, store16
 from svcdp._core.packet cimport TCP_SYN, View
+from svcdp._core.xmit cimport update_checksum
 
 cdef enum:
     OPTION_END = 0
@@ -17,7 +18,7 @@ cdef inline uint16_t swap_bytes(uint16_t word) noexcept nogil:
 
 
 cdef inline void clamp_mss(svcdp_packet *packet, const View *view, uint32_t bound) noexcept nogil:
-    """Lower the MSS option of a TCP SYN to `bound`, and update the checksum.
+    """Lower the MSS option of a TCP SYN to `bound`, and update the checksum, or complete it.
 
     A SYN without the option stays as it is: its sender takes 536 or 1220 bytes. So does one
     whose options contradict themselves.
@@ -43,12 +44,10 @@ cdef inline void clamp_mss(svcdp_packet *packet, const View *view, uint32_t boun
             new = htons(<uint16_t>bound)
             store16(value, new)
             packet.flags |= SVCDP_PACKET_CHANGED
-            # A partial checksum does not cover it yet.
-            if not packet.flags & SVCDP_PACKET_CSUM_PARTIAL:
-                if at & 1:
-                    # The option straddles two words of the sum (RFC 1071, 2 (B)).
-                    old = swap_bytes(old)
-                    new = swap_bytes(new)
-                store16(tcp + 16, apply_delta(load16(tcp + 16), delta_add(0, old, new)))
+            if at & 1:
+                # The option straddles two words of the sum (RFC 1071, 2 (B)).
+                old = swap_bytes(old)
+                new = swap_bytes(new)
+            update_checksum(packet, view, delta_add(0, old, new), False)
             return
         at += tcp[at + 1]

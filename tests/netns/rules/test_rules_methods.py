@@ -3,38 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import http.client
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from capture import (
     CLIENT,
     FAMILIES,
+    LOST,
     PLAIN,
     TIMEOUT,
+    ask,
+    connect,
     get,
     node_addresses,
     server_addresses,
 )
 
-from svcdp import Dataplane, DestinationSpec, ServiceSpec, TunnelSpec
+from svcdp import Dataplane, DestinationSpec, Reason, ServiceSpec, TunnelSpec, Verdict
 from svcdp.cli._demo.stage import traces
 from svcdp.io.nfqueue import QueueWorkers
-from svcdp.lab import Namespace, Server, Topology
+from svcdp.lab import Namespace, Server, Topology, wait_until
+from svcdp.lab.servers import PATTERN
 from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.rules import Backend, CapturePlan
+from svcdp.rules.plan import Hop
 
 pytestmark = pytest.mark.netns
 
 CLIENTS = (CLIENT, "2001:db8:1::10")
 VIRTUAL = PLAIN
+KIND = (socket.AF_INET, socket.AF_INET6)
+# linux/in.h, linux/in6.h
+IP_MTU_DISCOVER, IP_MTU, IPV6_MTU_DISCOVER, IPV6_MTU = 10, 14, 23, 24
+PMTUDISC_DO = 2
 FIREWALL = pytest.mark.parametrize(
     "cluster", [False, True], ids=["open", "firewall"], indirect=True
 )
+
+TRANSFER_TIMEOUT = 20.0  # seconds
 
 Directing = Callable[..., AbstractContextManager[NfqueueMode]]
 
@@ -90,6 +105,18 @@ def service(
         ),
         **fields,
     )
+
+
+def there_and_back(target: tuple[str, int]) -> tuple[str, str]:
+    """The digests of what came and of what arrived."""
+    connection = http.client.HTTPConnection(*target, timeout=TRANSFER_TIMEOUT)
+    try:
+        connection.request("GET", f"/bytes/{len(PATTERN)}")
+        down = hashlib.sha256(connection.getresponse().read()).hexdigest()
+        connection.request("POST", "/", PATTERN)
+        return down, json.loads(connection.getresponse().read())["sha256"]
+    finally:
+        connection.close()
 
 
 def whom(place: Namespace, address: str, port: int) -> tuple[str, str]:
@@ -148,3 +175,158 @@ def test_tunnel(
     assert set(answers) == {("a", CLIENTS[family]), ("b", CLIENTS[family])}
     assert local == {(name, node_addresses(cluster)[family]) for name in "ab"}
     assert traces(cluster.node) == before
+
+
+@FAMILIES
+def test_big_transfers_through_a_tunnel(
+    cluster: Topology,
+    dataplane: Dataplane,
+    directing: Directing,
+    decap: Callable[..., None],
+    family: int,
+) -> None:
+    """Full-sized segments do not fit: the client is told, by the node, and adapts."""
+    decap("ipip", VIRTUAL[family])
+    with directing(service(cluster, family, "tunnel", TunnelSpec())):
+        target = (VIRTUAL[family], cluster.direct_port)
+        digest = hashlib.sha256(PATTERN).hexdigest()
+        assert cluster.client.call(there_and_back, target) == (digest, digest)
+        assert dataplane.stats().packets[Verdict.REJECT, Reason.TOO_BIG] > 0
+
+
+@FAMILIES
+def test_a_datagram_that_does_not_fit(cluster: Topology, directing: Directing, family: int) -> None:
+    """The client learns the MTU of the way through the tunnel."""
+    spec = replace(service(cluster, family, "tunnel", TunnelSpec()), protocol="udp")
+    level, discover, mtu = (
+        (socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_MTU),
+        (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_MTU),
+    )[family]
+    with (
+        directing(spec),
+        cluster.client.call(socket.socket, KIND[family], socket.SOCK_DGRAM) as client,
+    ):
+        client.setsockopt(level, discover, PMTUDISC_DO)
+        client.connect((VIRTUAL[family], cluster.direct_port))
+        client.send(bytes(1500 - (28, 48)[family]))
+        overhead = (20, 40)[family]
+        wait_until(
+            lambda: client.getsockopt(level, mtu) == 1500 - overhead, TIMEOUT, "the path's MTU"
+        )
+
+
+@FAMILIES
+@pytest.mark.parametrize("clamp", [True, False])
+def test_tcp_peers_hear_what_fits(
+    cluster: Topology,
+    directing: Directing,
+    decap: Callable[..., None],
+    family: int,
+    clamp: bool,
+) -> None:
+    decap("ipip", VIRTUAL[family])
+    spec = service(cluster, family, "tunnel", TunnelSpec(), mss_clamp=clamp)
+    with (
+        directing(spec),
+        connect(cluster.client, VIRTUAL[family], cluster.direct_port) as connection,
+    ):
+        segment = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+    headers, timestamps, outer = (40, 60)[family], 12, (20, 40)[family]
+    # Without an option TCP begins as the device allows.
+    assert segment == 1500 - headers - timestamps - outer * clamp
+
+
+@FAMILIES
+def test_a_range_of_ports(cluster: Topology, directing: Directing, family: int) -> None:
+    """Ports of the range go to one port, or each to its own; others to nobody."""
+    port = cluster.direct_port
+    one = DestinationSpec(server_addresses(cluster, 0)[family], port)
+    ranged = ServiceSpec(VIRTUAL[family], port - 100, last_port=port - 1, destinations=(one,))
+    own = ServiceSpec(
+        VIRTUAL[family], port, last_port=port + 9, destinations=(replace(one, port=0),)
+    )
+    with directing(ranged, own):
+        for dialled in (port - 100, port - 50, port - 1, port):
+            assert whom(cluster.client, VIRTUAL[family], dialled) == ("a", CLIENTS[family])
+        with pytest.raises(ConnectionRefusedError):
+            get(cluster.client, VIRTUAL[family], port + 1)
+        with pytest.raises(OSError, match=r"timed out|route|unreachable"):
+            cluster.client.call(socket.create_connection, (VIRTUAL[family], port - 101), LOST)
+
+
+@FAMILIES
+@FIREWALL
+@pytest.mark.parametrize("method", ["masq", "dr"])
+def test_a_firewall_mark(cluster: Topology, directing: Directing, family: int, method: str) -> None:
+    """Whatever the rules of others mark is one service."""
+    tool = ("iptables", "ip6tables")[family]
+    match = ["-d", VIRTUAL[family], "-p", "tcp", "--dport", "9000:9001"]
+    mark = ["-t", "mangle", "-A", "PREROUTING", *match, "-j", "MARK", "--set-mark", "7"]
+    cluster.node.run([tool, *mark])
+    for server in cluster.servers[:2]:
+        holds(server, VIRTUAL[family])
+    destinations = tuple(
+        DestinationSpec(server_addresses(cluster, number)[family], 0, method=method)
+        for number in (0, 1)
+    )
+    spec = ServiceSpec(("0.0.0.0", "::")[family], 7, "fwmark", destinations=destinations)
+    if method == "dr":
+        # Replies that pass the node: nobody knows of which address.
+        cluster.node.run([tool, "-A", "FORWARD", "-s", VIRTUAL[family], "-j", "ACCEPT"])
+    before = traces(cluster.node)
+    with directing(spec):
+        answers = {whom(cluster.client, VIRTUAL[family], 9000) for _ in range(4)}
+    assert answers == {("a", CLIENTS[family]), ("b", CLIENTS[family])}
+    assert traces(cluster.node) == before
+
+
+def test_a_next_hop_that_was_away(cluster: Topology, directing: Directing) -> None:
+    """Its interface was down, and with it went all routes by it."""
+    (server, *_), (virtual, _) = cluster.servers, VIRTUAL
+    holds(server, virtual)
+    spec = service(cluster, 0, "dr")
+    with directing(replace(spec, destinations=spec.destinations[:1])) as mode:
+        cluster.node.ip(
+            f"link set {server.namespace.name} down",
+            f"link set {server.namespace.name} up",
+            f"route add {server.ipv4}/32 dev {server.namespace.name}",
+        )
+        with pytest.raises(OSError, match=r"unreachable|No route"):
+            connect(cluster.client, virtual, cluster.direct_port)
+        mode.trim()
+        assert whom(cluster.client, virtual, cluster.direct_port) == ("a", CLIENT)
+
+
+@FAMILIES
+def test_what_a_killed_process_left_is_taken_over(
+    cluster: Topology, directing: Directing, new_backend: Callable[[], Backend], family: int
+) -> None:
+    """Its marks may have meant other servers."""
+    before = traces(cluster.node)
+    for server in cluster.servers[:2]:
+        holds(server, VIRTUAL[family])
+    addresses = [server_addresses(cluster, number)[family] for number in (2, 1, 0)]
+    left = frozenset(Hop(n << 22, address) for n, address in enumerate(addresses, 1))
+    new_backend().apply(CapturePlan(items=left))
+    assert traces(cluster.node) != before
+    with directing(service(cluster, family, "dr")):
+        answers = {whom(cluster.client, VIRTUAL[family], cluster.direct_port) for _ in range(4)}
+    assert answers == {("a", CLIENTS[family]), ("b", CLIENTS[family])}
+    assert traces(cluster.node) == before
+
+
+def test_connections_by_dr_outlive_their_server(cluster: Topology, directing: Directing) -> None:
+    """It takes no new ones; the policy route goes with the last of the old."""
+    first, second = cluster.servers[:2]
+    for server in (first, second):
+        holds(server, VIRTUAL[0])
+    spec = service(cluster, 0, "dr")
+    with (
+        directing(replace(spec, destinations=spec.destinations[:1])) as mode,
+        connect(cluster.client, VIRTUAL[0], cluster.direct_port) as connection,
+    ):
+        assert '"a"' in ask(connection)
+        mode.update([replace(spec, destinations=spec.destinations[1:])], [])
+        mode.trim()
+        assert '"a"' in ask(connection)
+        assert whom(cluster.client, VIRTUAL[0], cluster.direct_port)[0] == "b"
