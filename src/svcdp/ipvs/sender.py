@@ -12,7 +12,7 @@ from typing import Literal
 from svcdp.dataplane import Dataplane
 from svcdp.ipvs.states import family_of, is_synchronised, protocol_number, state_number
 from svcdp.ipvs.sync import MESSAGE_MAX, MessageBuilder, SyncEntry
-from svcdp.status import SYNC, ConnectionState
+from svcdp.status import INACTIVE, SYNC, ConnectionState
 
 __all__ = ["Sender", "SenderStats", "entry_of"]
 
@@ -128,7 +128,7 @@ def entry_of(state: ConnectionState) -> SyncEntry | None:
     is_masqueraded = (state.source, state.source_port) != (state.client, state.client_port)
     return SyncEntry(
         protocol_number(state.protocol),
-        state.flags & ~SYNC,
+        state.flags & ~SYNC | (INACTIVE if state.is_template else 0),
         state_number(state),
         state.client,
         state.client_port,

@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -54,6 +55,8 @@ INSIDE, OUTSIDE = b"\x02\0\0\0\0\1", b"\x02\0\0\0\0\2"
 #: From the client to its router, by the director. It goes after each packet, and when it comes
 #: out, all that the packet led to has come out: there is one CPU, with one queue.
 PROBE = bytes.fromhex("45000014feed000040fd8dc9c6336404c00002fe")
+
+SYNC_GROUP = socket.inet_aton("224.0.0.81")
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -173,6 +176,23 @@ class Director:
         out = [[name, data.hex()] for name, data in came if data and is_unicast(data)]
         return out + [["host", data.hex()] for sock in self._host for data in waiting(sock)]
 
+    def do_sync(self, role: str, side: str, syncid: int) -> None:
+        """Start the kernel's sync daemon."""
+        arguments = ("--mcast-interface", side, "--syncid", str(syncid))
+        run("ipvsadm", "--start-daemon", role, *arguments)
+
+    def do_messages(self, side: str, seconds: float) -> list[str]:
+        """What the sync daemon says at a side within some time."""
+        deadline = time.monotonic() + seconds
+        sock = self._sides[side]
+        heard = []
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select([sock], [], [], left)[0]:
+                packet = payload(sock.recv(65536 + 14))
+                if packet[16:20] == SYNC_GROUP:
+                    heard.append(packet[28:].hex())
+        return heard
+
     def do_connections(self) -> list[list[Any]]:
         """[protocol, client, port, virtual, port, server, port, state, seconds left], sorted."""
         lines = Path("/proc/net/ip_vs_conn").read_text().splitlines()[1:]
@@ -266,7 +286,7 @@ def waiting(sock: socket.socket) -> Iterator[bytes]:
 
 
 def is_unicast(packet: bytes) -> bool:
-    return packet[0] >> 4 == 4 or packet[24] != 0xFF
+    return packet[16] >> 4 != 0xE if packet[0] >> 4 == 4 else packet[24] != 0xFF
 
 
 def address_of(text: str) -> str:
