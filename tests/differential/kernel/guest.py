@@ -152,11 +152,13 @@ class Director:
         sysctl(f"net.ipv4.vs.{name}", value)
 
     def do_marks(self) -> None:
-        """From now on packets to the marked networks have the firewall mark 1."""
+        """From now on packets to the marked networks have the firewall mark 1, and are local."""
         for family, command in {4: "iptables-legacy", 6: "ip6tables-legacy"}.items():
             networks = f"{MARKED_NETWORK[family]},{FOREIGN_NETWORK[family]}"
             rule = f"-w -t mangle -A PREROUTING -d {networks} -j MARK --set-mark 1"
             run(command, *rule.split())
+            routes = "rule add fwmark 1 table 100\nroute add local default dev lo table 100\n"
+            run("ip", f"-{family}", "-batch", "-", text=routes)
 
     def do_send(self, side: str, *packets: str) -> list[list[list[str]]]:
         """Let packets come in from a side; what each makes come out: [[side, packet], ...].
@@ -297,10 +299,10 @@ def address_of(text: str) -> str:
 
 
 def connection(words: list[str]) -> list[Any]:
-    protocol, *ends, state, seconds = words[:9]
+    protocol, *ends, state, seconds = words[:9]  # then those of a persistence engine
     pairs = zip(ends[::2], ends[1::2], strict=True)
     plain = [part for address, port in pairs for part in (address_of(address), int(port, 16))]
-    return [protocol, *plain, state, int(seconds), *words[9:]]
+    return [protocol, *plain, state, int(seconds)]
 
 
 def listing(lines: list[str]) -> list[Any]:

@@ -96,3 +96,13 @@ def ip_of(packet: Packet) -> Packet:
 
 def udp(port: int, to: int = 80, payload: bytes = b"hello", **fields: Any) -> Packet:
     return UDP(sport=port, dport=to, **fields) / Raw(payload)
+
+
+def sip(port: int, call: str, form: str = "crlf", to: int = 5060) -> Packet:
+    """A request of a call; ``form`` is of its lines and of its Call-ID."""
+    end = "\n" if form == "lf" else "\r\n"
+    name = "i" if form == "short" else "Call-ID"
+    lines = ["OPTIONS sip:a@x SIP/2.0", "Via: SIP/2.0/UDP x", f"{name}: {call}", "CSeq: 1 OPTIONS"]
+    return UDP(sport=port, dport=to) / Raw(
+        "".join(f"{line}{end}" for line in [*lines, ""]).encode()
+    )

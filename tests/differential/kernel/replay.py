@@ -258,20 +258,35 @@ class Replay:
         return rows
 
     def _connections(self) -> list[Any]:
-        return [
+        known = [
             [
                 c.protocol.upper(),
                 c.client,
                 c.client_port,
                 c.virtual,
                 c.virtual_port,
-                c.destination,
-                c.destination_port,
+                *(("0.0.0.0", 0) if c.method == "bypass" else (c.destination, c.destination_port)),
                 STATES.get(c.state, c.state.removeprefix("SCTP_")),
                 int(c.expires_in),
             ]
             for c in self.dp.connections()
         ]
+        templates = [
+            [
+                "IP" if t.fwmark else t.protocol.upper(),
+                t.client,
+                0,
+                mark_address(t.fwmark, t.client) if t.fwmark else t.virtual,
+                t.virtual_port,
+                t.destination,
+                t.destination_port,
+                t.state,
+                int(t.expires_in),
+            ]
+            for t in self.dp.export_connections()
+            if t.is_template
+        ]
+        return known + templates
 
     def _counters(self) -> list[Any]:
         rows: list[Any] = []
@@ -294,6 +309,12 @@ def show(address: str, port: int) -> str:
 def proc_address(address: str) -> str:
     ip = ipaddress.ip_address(address)
     return ip.packed.hex().upper() if ip.version == 4 else f"[{ip.exploded}]"
+
+
+def mark_address(mark: int, client: str) -> str:
+    """What IPVS writes as the virtual address of a template that is of a firewall mark."""
+    size = len(ipaddress.ip_address(client).packed)
+    return str(ipaddress.ip_address(mark.to_bytes(4, "big").ljust(size, b"\0")))
 
 
 def prefix_length(netmask: str) -> int:

@@ -10,38 +10,12 @@ from packets import from_client, init, padded, syn, udp
 from scapy.layers.inet import UDP, IPOption_NOP, IPOption_Router_Alert
 from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 from scapy.packet import Packet
-from scenario import GUE_PORT, Scenario
-from topology import VIRTUAL, server
+from scenario import Scenario
+from services import METHODS, serve
 
 #: Of the way to the server. A tunnel leaves less for the packet.
 SERVER_MTU = 1400
 HEADERS = (0, 20, 24, 28, 32, 40, 44, 48, 52)
-
-#: By name: how ipvsadm says it, and the server's port.
-METHODS = {
-    "masq": ("-m", 8080),
-    "masq-same-port": ("-m", 80),
-    "dr": ("-g", 80),
-    "ipip": ("-i", 80),
-    "gre": ("-i --tun-type gre", 80),
-    "gre-csum": ("-i --tun-type gre --tun-csum", 80),
-    "gue": (f"-i --tun-type gue --tun-port {GUE_PORT}", 80),
-    "gue-csum": (f"-i --tun-type gue --tun-port {GUE_PORT} --tun-csum", 80),
-}
-SERVICES = {"tcp": "-t", "udp": "-u", "sctp": "--sctp-service"}
-
-
-def shown(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def serving(scenario: Scenario, family: int, options: str, port: int, outer: int) -> Scenario:
-    """TCP, UDP and SCTP at port 80, by server 1."""
-    for word in SERVICES.values():
-        service = f"{word} {shown(VIRTUAL[family], 80)}"
-        real = shown(server(1, outer), port)
-        scenario.ipvs(f"-A {service} -s rr", f"-a {service} -r {real} {options}")
-    return scenario
 
 
 def bodies(ports: Iterator[int]) -> Iterator[Packet]:
@@ -93,7 +67,7 @@ def forwarding(name: str, family: int, outer: int, **sysctls: int) -> Scenario:
     scenario = Scenario(title, mtu={"s1": SERVER_MTU})
     for key, value in sysctls.items():
         scenario.sysctl(key, value)
-    serving(scenario, family, *METHODS[name], outer)
+    serve(scenario, family, name, outer)
     ports = count(1025)
     scenario.send(*map(bytes, (from_client(family, body) for body in bodies(ports))))
     # Before there are errors: the kernel counts its own as packets out (not with masq).

@@ -19,6 +19,7 @@ MARKED_NETWORK = {4: "10.97.0.0/16", 6: "fd97::/32"}
 MARKED = {4: "10.97.0.10", 6: "fd97::10"}
 #: Packets to these have the firewall mark 1 and are not local, but behind the client side.
 FOREIGN_NETWORK = {4: "10.98.0.0/16", 6: "fd98::/32"}
+FOREIGN = {4: "10.98.1.2", 6: "fd98::1:2"}
 MTU = 1500
 
 
