@@ -35,6 +35,19 @@ def test_demo(tmp_path: Path) -> None:
     report = json.loads(out)
     assert report["ok"] is True
     assert len(report["paths"]) == 16
+    seen = {(m["method"], m["source"], m["address"]): m["seen"] for m in report["methods"]}
+    assert len(seen) == 3 * 2 * 2
+    # NAT of what comes from outside hides it; nothing else does.
+    for (method, source, address), clients in seen.items():
+        version = ":" in address
+        own = {
+            "client": ("192.0.2.10", "2001:db8:1::10"),
+            "server-c": ("10.1.1.13", "fd00:10:1::13"),
+        }
+        node = ("192.0.2.1", "2001:db8:1::1")
+        hidden = method == "NAT" and source == "client"
+        assert set(clients) == {(node if hidden else own[source])[version]}
+    assert all(set(m["served"]) == {"a", "b"} for m in report["methods"])
     assert report["load"]["kept"]["lost"] == 0
     assert report["left_behind"] == []
     assert left_by(demo, tmp_path) == []

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from svcdp.cli._demo.report import PathResult, PhaseResult, Report
+from svcdp.cli._demo.report import MethodResult, PathResult, PhaseResult, Report
 from svcdp.cli.group import run
 
 
@@ -16,6 +16,7 @@ def report() -> Report:
     kept = {"connections": 4, "requests": 100, "lost": 0, "moved": 0}
     return Report(
         paths=[PathResult("client", "ClusterIP web", "TCP", "::1", 80, {"b": 1, "a": 2}, 0)],
+        methods=[MethodResult("DR", "client", "::2", 80, {"a": 3}, 0, {"::9": 3}, "::9")],
         phases=[PhaseResult("a and b", {"a": 5, "b": 6}, ["a", "b"])],
         load={"failed": 0, "errors": {}, "kept": kept, "changing": 9},
         queues=[{"queue": 100, "received": 7}],
@@ -28,6 +29,7 @@ def test_all_is_well(report: Report) -> None:
     assert report.plain()["ok"] is True
     text = report.text()
     assert "client   ClusterIP web   [::1]:80/TCP   3    0        a:2 b:1\n" in text
+    assert "DR           client   [::2]:80   3    0        a:3         ::9           yes\n" in text
     assert "new connections      20            0        -      -\n" in text
     assert text.endswith("Result: all is well")
 
@@ -36,12 +38,16 @@ def test_an_empty_report_is_no_success() -> None:
     assert not Report().ok
 
 
-@pytest.mark.parametrize("flaw", ["failed", "wrong server", "lost", "moved", "left", "exit"])
+@pytest.mark.parametrize(
+    "flaw", ["failed", "wrong server", "wrong client", "lost", "moved", "left", "exit"]
+)
 def test_flaws_are_seen(report: Report, flaw: str) -> None:
     if flaw == "failed":
         report.paths[0].failed = 1
     elif flaw == "wrong server":
         report.phases[0].served["c"] = 1
+    elif flaw == "wrong client":
+        report.methods[0].seen["::8"] = 1
     elif flaw == "left":
         report.left_behind.append("a rule")
     elif flaw == "exit":

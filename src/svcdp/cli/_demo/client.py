@@ -20,8 +20,8 @@ TIMEOUT = 5.0  # seconds; enough for a lost SYN to be sent again, twice
 PAUSE = 0.02  # seconds between two requests on a connection that stays
 
 
-def ask_http(address: str, port: int) -> str:
-    """One request over a connection of its own; the name of the server."""
+def ask_http(address: str, port: int) -> dict[str, Any]:
+    """One request over a connection of its own; who served, and whom it saw."""
     connection = http.client.HTTPConnection(address, port, timeout=TIMEOUT)
     try:
         return ask_again(connection)
@@ -29,33 +29,38 @@ def ask_http(address: str, port: int) -> str:
         connection.close()
 
 
-def ask_again(connection: http.client.HTTPConnection) -> str:
+def ask_again(connection: http.client.HTTPConnection) -> dict[str, Any]:
     """One request over a connection that stays."""
     connection.request("GET", "/")
-    return str(json.loads(connection.getresponse().read())["server"])
+    answer = json.loads(connection.getresponse().read())
+    return {"server": answer["server"], "client": answer["client"][0]}
 
 
-def ask_udp(address: str, port: int) -> str:
+def ask_udp(address: str, port: int) -> dict[str, Any]:
     """One datagram from a socket of its own, and its echo."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.settimeout(TIMEOUT)
         sock.connect((address, port))
         sock.send(b"hello")
-        return sock.recv(65535).decode().partition(" ")[0]
+        return {"server": sock.recv(65535).decode().partition(" ")[0]}
 
 
 def requests(job: dict[str, Any]) -> dict[str, Any]:
     """``count`` requests to ``address``, one after the other."""
     ask = ask_udp if job["protocol"] == "UDP" else ask_http
     served: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     for _ in range(job["count"]):
         try:
-            served[ask(job["address"], job["port"])] += 1
+            answer = ask(job["address"], job["port"])
         except (OSError, http.client.HTTPException) as error:
             errors[str(error)] += 1
-    return {"served": served, "failed": errors.total(), "errors": errors}
+        else:
+            served[answer["server"]] += 1
+            seen[answer.get("client", "")] += 1
+    return {"served": served, "seen": seen, "failed": errors.total(), "errors": errors}
 
 
 class Load:
@@ -77,7 +82,7 @@ class Load:
         while not self._stop.is_set():
             served = self._served[-1]
             try:
-                name = ask_http(address, port)
+                name = ask_http(address, port)["server"]
             except (OSError, http.client.HTTPException) as error:
                 with self._lock:
                     self._errors[str(error)] += 1
@@ -93,9 +98,9 @@ class Load:
             self._kept["connections"] += 1
         try:
             connection.connect()
-            first = ask_again(connection)
+            first = ask_again(connection)["server"]
             while not self._stop.wait(PAUSE):
-                name = ask_again(connection)
+                name = ask_again(connection)["server"]
                 with self._lock:
                     self._kept["requests"] += 1
                     self._kept["moved"] += name != first

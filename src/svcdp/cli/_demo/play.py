@@ -13,13 +13,22 @@ from subprocess import PIPE
 from typing import Any
 
 from svcdp.cli._demo.daemon import RunningDaemon, running_daemon
-from svcdp.cli._demo.manifests import ECHO, WEB, Backend, Served, write
-from svcdp.cli._demo.report import PathResult, PhaseResult, Report
-from svcdp.cli._demo.stage import Stage, traces
+from svcdp.cli._demo.manifests import (
+    DR,
+    ECHO,
+    TUNNEL,
+    WEB,
+    Backend,
+    Served,
+    write,
+    write_one,
+)
+from svcdp.cli._demo.report import MethodResult, PathResult, PhaseResult, Report
+from svcdp.cli._demo.stage import Stage, take_virtual_addresses, traces
 from svcdp.errors import SvcdpError
 from svcdp.lab import Namespace, wait_until
 
-__all__ = ["ask", "ask_everything", "client", "play"]
+__all__ = ["ask", "ask_everything", "client", "compare_methods", "play"]
 
 CLIENT = [sys.executable, "-m", "svcdp.cli._demo.client"]
 REQUESTS = 20  # to each address
@@ -35,12 +44,18 @@ def play(stage: Stage, folder: Path, note: Note) -> Report:
     report = Report()
     (folder / "manifests").mkdir()
     write(folder / "manifests", stage.backends[:2])
+    for served in (TUNNEL, DR):
+        write_one(folder / "manifests", served, stage.backends[:2])
+    note("giving two servers the addresses of Services without NAT")
+    take_virtual_addresses(stage.topology.servers[:2], DR.cluster_ips, TUNNEL.cluster_ips)
     before = traces(stage.node)
     note("starting svcdp run in the node's namespace")
     with running_daemon(stage.node.popen, folder, *stage.daemon_arguments) as daemon:
         for source in (stage.client, stage.node):
             note(f"asking for everything from the {source.name}")
             report.paths += ask_everything(source, stage.node_addresses)
+        note("comparing NAT, tunnels and DR")
+        report.methods = compare_methods(stage)
         note("changing the endpoints under load")
         _change_under_load(stage, daemon, folder / "manifests", report)
         report.queues = daemon.get("queues")
@@ -75,6 +90,50 @@ def ask_everything(source: Namespace, node_addresses: Sequence[str]) -> list[Pat
         )
         for (served, target, address, port), answer in zip(asked, answers, strict=True)
     ]
+
+
+def compare_methods(stage: Stage) -> list[MethodResult]:
+    """Ask the same servers by each method, from outside and from a Pod: whom do they see?"""
+    pod = stage.topology.servers[2]
+    client = (stage.topology.client_ipv4, stage.topology.client_ipv6)
+    results = []
+    for source, own in ((stage.client, client), (pod.namespace, (pod.ipv4, pod.ipv6))):
+        # What comes from outside the Pods' networks is masqueraded, if it can be.
+        by_nat = stage.node_addresses if source is stage.client else own
+        asked = [
+            (name, served, family, expected[family])
+            for name, served, expected in (
+                ("NAT", WEB, by_nat),
+                ("tunnel", TUNNEL, own),
+                ("DR", DR, own),
+            )
+            for family in (0, 1)
+        ]
+        jobs = [_job(served, served.cluster_ips[family]) for _, served, family, _ in asked]
+        answers = _run_client(source, {"requests": jobs})
+        results += [
+            MethodResult(
+                name,
+                source.name,
+                served.cluster_ips[family],
+                served.port,
+                answer["served"],
+                answer["failed"],
+                answer["seen"],
+                expected,
+            )
+            for (name, served, family, expected), answer in zip(asked, answers, strict=True)
+        ]
+    return results
+
+
+def _job(served: Served, address: str) -> dict[str, Any]:
+    return {
+        "protocol": served.protocol,
+        "address": address,
+        "port": served.port,
+        "count": REQUESTS,
+    }
 
 
 def ask(

@@ -8,7 +8,7 @@ from typing import Any
 
 from svcdp.cli.printers import endpoint, table
 
-__all__ = ["PathResult", "PhaseResult", "Report"]
+__all__ = ["MethodResult", "PathResult", "PhaseResult", "Report"]
 
 
 @dataclass
@@ -29,6 +29,24 @@ class PathResult:
 
 
 @dataclass
+class MethodResult:
+    """Requests that were forwarded by one method, and the client that the servers saw."""
+
+    method: str
+    source: str
+    address: str
+    port: int
+    served: dict[str, int]
+    failed: int
+    seen: dict[str, int]
+    expected: str
+
+    @property
+    def ok(self) -> bool:
+        return set(self.seen) == {self.expected} and not self.failed
+
+
+@dataclass
 class PhaseResult:
     """New connections between two changes of the endpoints, and who may have served them."""
 
@@ -46,6 +64,7 @@ class Report:
     """All that a demo found."""
 
     paths: list[PathResult] = field(default_factory=list)
+    methods: list[MethodResult] = field(default_factory=list)
     phases: list[PhaseResult] = field(default_factory=list)
     load: dict[str, Any] = field(default_factory=dict)
     """Under load: requests ``failed``, ``errors``, ``kept`` connections, and new ones during
@@ -60,7 +79,7 @@ class Report:
         kept = self.load.get("kept", {})
         return (
             bool(self.paths and self.phases)
-            and all(path.ok for path in self.paths)
+            and all(result.ok for result in (*self.paths, *self.methods))
             and all(phase.ok for phase in self.phases)
             and not (self.load["failed"] or kept["lost"] or kept["moved"] or self.left_behind)
             and self.exit_status == 0
@@ -85,6 +104,31 @@ class Report:
                         _who(path.served),
                     ]
                     for path in self.paths
+                ],
+            ),
+            table(
+                [
+                    "FORWARDING",
+                    "FROM",
+                    "TO",
+                    "OK",
+                    "FAILED",
+                    "SERVED BY",
+                    "SERVERS SAW",
+                    "EXPECTED",
+                ],
+                [
+                    [
+                        result.method,
+                        result.source,
+                        endpoint(result.address, result.port),
+                        sum(result.served.values()),
+                        result.failed,
+                        _who(result.served),
+                        " ".join(sorted(result.seen)) or "nobody",
+                        "yes" if result.ok else f"NO: {result.expected}",
+                    ]
+                    for result in self.methods
                 ],
             ),
             table(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from svcdp.cli._demo.manifests import PORT, Backend
-from svcdp.lab import Lab, Namespace, Topology
+from svcdp.errors import SvcdpError
+from svcdp.lab import Lab, Namespace, Server, Topology
 
-__all__ = ["Stage", "open_stage", "traces"]
+__all__ = ["Stage", "open_stage", "take_virtual_addresses", "traces"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,27 @@ def open_stage() -> Iterator[Stage]:
         topology = Topology.build(lab)
         topology.start_servers(http=(PORT,), udp=PORT)
         yield Stage(topology)
+
+
+def take_virtual_addresses(
+    servers: Iterable[Server], plain: Iterable[str], tunnelled: Iterable[str]
+) -> None:
+    """Have servers take packets to virtual addresses: as they are, and out of tunnels."""
+    command = [sys.executable, "-m", "svcdp", "decap"]
+    for address in tunnelled:
+        command += ["--vip", address]
+    ends = []
+    for server in servers:
+        # Nobody may hear from them, in ARP, that they have the addresses.
+        for key, value in (("arp_ignore", 1), ("arp_announce", 2)):
+            server.namespace.sysctl(f"net.ipv4.conf.all.{key}", value)
+        for address in plain:
+            server.namespace.add_address("lo", f"{address}/{128 if ':' in address else 32}")
+        ends.append(server.namespace.popen(command, stdout=subprocess.PIPE))
+    for end in ends:
+        assert end.stdout is not None
+        if not end.stdout.readline():
+            raise SvcdpError("`svcdp decap` did not start; its error is above")
 
 
 def traces(place: Namespace) -> set[str]:
