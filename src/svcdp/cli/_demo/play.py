@@ -100,13 +100,10 @@ def compare_methods(stage: Stage) -> list[MethodResult]:
     for source, own in ((stage.client, client), (pod.namespace, (pod.ipv4, pod.ipv6))):
         # What comes from outside the Pods' networks is masqueraded, if it can be.
         by_nat = stage.node_addresses if source is stage.client else own
+        methods = (("NAT", WEB, by_nat), ("tunnel", TUNNEL, own), ("DR", DR, own))
         asked = [
             (name, served, family, expected[family])
-            for name, served, expected in (
-                ("NAT", WEB, by_nat),
-                ("tunnel", TUNNEL, own),
-                ("DR", DR, own),
-            )
+            for name, served, expected in methods
             for family in (0, 1)
         ]
         jobs = [_job(served, served.cluster_ips[family]) for _, served, family, _ in asked]

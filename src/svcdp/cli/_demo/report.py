@@ -79,7 +79,8 @@ class Report:
         kept = self.load.get("kept", {})
         return (
             bool(self.paths and self.phases)
-            and all(result.ok for result in (*self.paths, *self.methods))
+            and all(path.ok for path in self.paths)
+            and all(method.ok for method in self.methods)
             and all(phase.ok for phase in self.phases)
             and not (self.load["failed"] or kept["lost"] or kept["moved"] or self.left_behind)
             and self.exit_status == 0
@@ -115,7 +116,7 @@ class Report:
                     "FAILED",
                     "SERVED BY",
                     "SERVERS SAW",
-                    "EXPECTED",
+                    "AS EXPECTED",
                 ],
                 [
                     [
