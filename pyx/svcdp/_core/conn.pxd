@@ -383,15 +383,10 @@ cdef inline void flow_view(
         view.destination_port = conn.source_port
 
 
-cdef inline uint32_t insert(
+cdef inline uint32_t insert_family(
     Table *table, Conn *conn, uint32_t words, Conn **other
 ) noexcept nogil:
-    """Make a filled record visible by its slots: both directions, or neither.
-
-    On KNOWN and CLASH, `other` is the connection in the way, locked; NULL on a clash with
-    itself. The caller holds `conn` locked, which no slot names: nobody who waits for it holds a
-    stripe.
-    """
+    """`insert` of one family."""
     cdef bint both = has_both(conn)
     cdef uint32_t first = first_direction(conn)
     # From the record, as remove() will compute it: the packet may have been changed since it was
@@ -429,6 +424,21 @@ cdef inline uint32_t insert(
             outcome = FULL
     unlock_stripes(table, there, back)
     return outcome
+
+
+cdef inline uint32_t insert(
+    Table *table, Conn *conn, uint32_t words, Conn **other
+) noexcept nogil:
+    """Make a filled record visible by its slots: both directions, or neither.
+
+    On KNOWN and CLASH, `other` is the connection in the way, locked; NULL on a clash with
+    itself. The caller holds `conn` locked, which no slot names: nobody who waits for it holds a
+    stripe.
+    """
+    # Constant arguments: the compiler makes one way of each family.
+    if words == 1:
+        return insert_family(table, conn, 1, other)
+    return insert_family(table, conn, 4, other)
 
 
 cdef inline bint remove(

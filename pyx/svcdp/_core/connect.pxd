@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from svcdp._core.affinity cimport *
-from svcdp._core.forward cimport forward, forward_fragment
+from svcdp._core.forward cimport forward, forward_fragment, forward_plain, is_plain, is_simple
 from svcdp._core.helper cimport helper_new, insert_expected
 from svcdp._core.memory cimport copy_address, htons, load32, ntohl, same_address
 from svcdp._core.record cimport copy_pattern, discard, helper_release
@@ -93,6 +93,18 @@ cdef inline void fill(
     conn.deadline = now + FIRST_TIMEOUT * SECOND
 
 
+cdef inline void begin(
+    Engine *engine, Conn *conn, const uint8_t *data, const View *view, int64_t now
+) noexcept nogil:
+    """Put a pattern into the state after its first packet. An ICMP error leaves it as it is."""
+    if not view.quoted:
+        conn.state = next_state(
+            conn.protocol, conn.state,
+            machine_of(FROM_CLIENT, conn.flags & CONN_IN_ONLY, engine.settings.secure_tcp),
+            event_of(data, view))
+        conn.deadline = now + engine.timeouts[conn.timeouts][conn.state]
+
+
 cdef inline bint is_same(Conn *one, Conn *other, uint32_t words) noexcept nogil:
     """Whether two connections with the same replies, or the same client, are one."""
     return (
@@ -165,6 +177,13 @@ cdef inline uint32_t connect(
     return INSERTED
 
 
+cdef inline bint is_from_ftp(const Snapshot *snapshot, const View *view) noexcept nogil:
+    """Whether it is an FTP server's own data connection: IPVS never schedules these."""
+    return (
+        snapshot.ftps and view.protocol == PROTOCOL_TCP
+        and view.source_port == htons(FTP_DATA_PORT))
+
+
 cdef inline bint opens(
     Engine *engine, const Snapshot *snapshot, Worker *worker, const View *view,
     svcdp_packet *packet, const Service *service, const Rule *rule
@@ -192,9 +211,7 @@ cdef inline bint opens(
         else:
             reject(engine, worker, packet, view, SVCDP_REASON_NO_CONNECTION, SVCDP_ANSWER_DEFAULT)
         return False
-    if view.source_port == htons(FTP_DATA_PORT) and view.protocol == PROTOCOL_TCP \
-            and unlikely(snapshot.ftps):
-        # An FTP server's own data connection: IPVS never schedules these.
+    if unlikely(is_from_ftp(snapshot, view)):
         decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_SERVICE)
         return False
     return True
@@ -223,7 +240,7 @@ cdef inline bint may_help(const Service *service, const Conn *conn) noexcept nog
 
 
 cdef inline Conn *expected_connection(
-    Engine *engine, Worker *worker, const View *view, int64_t now
+    Engine *engine, Worker *worker, const uint8_t *data, const View *view, int64_t now
 ) noexcept nogil:
     """The connection, locked, that a helper expected from some port of this client; or NULL."""
     cdef uint64_t memory[RECORD_WORDS]
@@ -248,6 +265,7 @@ cdef inline Conn *expected_connection(
     expire(engine, worker, conn, view.words, now)
     pattern.flags &= <uint16_t>~CONN_NO_CLIENT_PORT
     pattern.client_port = pattern.source_port = view.source_port
+    begin(engine, pattern, data, view, now)
     conn = NULL
     if connect(
         engine, worker, pattern, view.words,
@@ -274,6 +292,7 @@ cdef inline void forward_once(
     fill(
         engine, conn, service, view, target,
         flags_of(service, target, view, False), now)
+    begin(engine, conn, packet.data, view, now)
     traffic_of(worker, target.id).connections += 1
     worker.created += 1
     worker.expired += 1
@@ -295,6 +314,7 @@ cdef inline Conn *bypass(
     fill(
         engine, pattern, service, view, nobody,
         flags_of(service, nobody, view, False), now)
+    begin(engine, pattern, packet.data, view, now)
     outcome = connect(engine, worker, pattern, view.words, nobody, now, &conn)
     if conn is NULL:
         decide(
@@ -372,6 +392,7 @@ cdef inline Conn *new_connection(
         fill(
             engine, pattern, service, view, target,
             flags_of(service, target, view, masquerade), now)
+        begin(engine, pattern, packet.data, view, now)
         pattern.control = 0 if pattern.flags & CONN_ONE_WAY else control
         outcome = connect(engine, worker, pattern, view.words, target, now, &conn)
         if outcome != INSERTED or not pattern.control:

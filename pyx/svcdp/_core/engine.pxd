@@ -56,6 +56,7 @@ cdef class Core:
     cdef bytes process_buffers(self, object buffers, int64_t now)
     cdef void process_one(self, svcdp_packet *packet, int64_t now) noexcept
     cdef Service *find_service(self, object record) except? NULL
+    cdef void attend(self) noexcept
     cdef list new_configs(self, list services)
     cdef void publish_destination(self, Service *service, object record) noexcept
     cdef void copy_record(self, uint32_t pool, uint32_t index, uint8_t *copy) noexcept

@@ -85,12 +85,20 @@ cdef tuple key_of(const Service *service):
         format_address(service.address, service.words), service.first_port, service.protocol)
 
 
+cdef tuple not_overloaded(tuple candidates):
+    cdef Destination each
+    for each in candidates:
+        if each.state.overloaded:
+            return tuple([other for other in candidates if not other.overloaded])
+    return candidates
+
+
 cdef int32_t choose_python(Service *service, const View *view, Worker *worker) noexcept with gil:
     """Ask a scheduler written in Python. When it fails, the error is counted and round robin
     serves the connection: a bug in a policy must not take the service down.
     """
     cdef object chooser = <object>service.chooser
-    cdef tuple candidates = <tuple>service.candidates
+    cdef tuple candidates = not_overloaded(<tuple>service.candidates)
     cdef uint32_t i
     cdef Destination chosen
     if not candidates:
@@ -149,6 +157,11 @@ cdef class Destination:
     def inactive(self):
         """Other connections that are still known."""
         return self.state.inactive
+
+    @property
+    def overloaded(self):
+        """Whether schedulers pass it over: see `DestinationSpec.upper`."""
+        return bool(self.state.overloaded)
 
     def with_weight(self, uint32_t weight):
         """The same destination with another weight, for a scheduler to see."""
@@ -621,8 +634,15 @@ cdef class Core:
         target.decrement_ttl = settings.decrement_ttl
         target.am_droprate = settings.am_droprate
         target.answer_rate = settings.answer_rate
+        self.attend()
         # Load is looked at with the next packet.
         store_i64(&self.engine.second, 0)
+
+    cdef void attend(self) noexcept:
+        """See whether every packet has to take the long way."""
+        store_u8(
+            &self.engine.is_attentive,
+            self.engine.settings.decrement_ttl or self.engine.watch is not NULL)
 
     cdef list new_configs(self, list services):
         """[(id, address of a new DestConfig, what it was made of)] for destinations that are new
@@ -1002,6 +1022,7 @@ cdef class Core:
         watch.threshold = threshold
         watch.period = period
         exchange_ptr(<void **>&self.engine.watch, watch)
+        self.attend()
 
     def watch_close(self):
         """Watch no more. What was not read is lost."""
@@ -1009,6 +1030,7 @@ cdef class Core:
         cdef uint64_t epoch
         if watch is not NULL:
             exchange_ptr(<void **>&self.engine.watch, NULL)
+            self.attend()
             epoch = add_ordered_u64(&self.engine.epoch, 1)
             self.retire(watch.ring, False, epoch)
             self.retire(watch, False, epoch)
@@ -1139,6 +1161,7 @@ cdef class Core:
         """What the tables say of the first packet of a flow (TCP: a SYN); nothing changes.
 
         (row of its connection or None, whether the flow is the reply of that connection,
+        whether it is dropped because the connection's destination is gone,
         key of the service (address or None for a fwmark, port or mark, protocol) or None,
         index of the service's rule that admits the source or -1, index of the member it is
         persistent to or -1), the last two -1 without a service.
@@ -1150,6 +1173,7 @@ cdef class Core:
         cdef Affinity affinity
         cdef uint32_t direction = FROM_CLIENT
         cdef int32_t member = -1
+        cdef uint32_t found = USE
         cdef uint8_t copy[RECORD_V6]
         cdef object row = None
         if PyBytes_GET_SIZE(source) != PyBytes_GET_SIZE(destination):
@@ -1168,18 +1192,18 @@ cdef class Core:
         conn = find(&self.engine.table, &view, &direction)
         if conn is not NULL:
             memcpy(copy, conn, RECORD_V4 if view.words == 1 else RECORD_V6)
-            usable = judge(self.engine, conn, NULL, &view, direction, now) == USE
+            found = judge(self.engine, conn, NULL, &view, direction, now)
             spin_unlock(&conn.lock)
-            if usable:
+            if found != FORGET:
                 row = self.describe(<Conn *>copy, view.words)
         service = service_of(self.engine, self.engine.snapshot, &view, mark)
-        if service is NULL:
-            return row, direction == FROM_DESTINATION, None, -1, -1
+        if service is NULL or is_from_ftp(self.engine.snapshot, &view):
+            return row, direction == FROM_DESTINATION, found == DROP, None, -1, -1
         rule = rule_for(service, view.source)
         if service.persistence and affinity_of(self.engine, service, NULL, &view, &affinity):
             member = sticky_member(self.engine, service, &affinity, now)
         return (
-            row, direction == FROM_DESTINATION, key_of(service),
+            row, direction == FROM_DESTINATION, found == DROP, key_of(service),
             -1 if rule is NULL else <int>(rule - service.rules), member)
 
     cdef tuple describe(self, Conn *conn, uint32_t words):

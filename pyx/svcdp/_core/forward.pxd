@@ -216,12 +216,82 @@ cdef inline bint may_split(
         conn.real_port != conn.virtual_port or conn.source_port != conn.client_port)
 
 
+cdef inline void use(
+    Engine *engine, Worker *worker, const View *view, Conn *conn, uint32_t direction, int64_t now
+) noexcept nogil:
+    """Restart the connection's timer, and count the packet."""
+    cdef Traffic *traffic = traffic_of(worker, conn.destination)
+    store_i64(&conn.deadline, now + engine.timeouts[conn.timeouts][conn.state])
+    if direction == FROM_CLIENT:
+        conn.packets += 1
+        traffic.packets_in += 1
+        traffic.bytes_in += view.end
+    else:
+        traffic.packets_out += 1
+        traffic.bytes_out += view.end
+
+
+cdef inline bint is_plain(
+    Engine *engine, const Conn *conn, const View *view, uint32_t direction, int64_t now
+) noexcept nogil:
+    """Whether a packet changes nothing of its connection but timer and counters, and needs no
+    more than its forwarding method does: most packets. ICMP errors have no flags here.
+    """
+    return (
+        conn.state == STATE_ESTABLISHED and view.tcp_flags & TCP_STATE == TCP_ACK
+        and not conn.flags & (CONN_WATCHED | CONN_HELPED)
+        and not (direction == FROM_DESTINATION and conn.flags & CONN_METHOD)
+        and conn.deadline > now
+        and not engine.is_attentive)
+
+
+cdef inline bint is_simple(
+    Engine *engine, const Conn *conn, const View *view
+) noexcept nogil:
+    """The same of the first packet of a connection of the client."""
+    return not (
+        view.quoted or view.fragment or conn.flags & (CONN_HELPED | CONN_CLAMP)
+        or engine.is_attentive)
+
+
+cdef inline void forward_plain(
+    Engine *engine, Worker *worker, svcdp_packet *packet, const View *view, Conn *conn,
+    uint32_t direction, uint8_t reason, int64_t now
+) noexcept nogil:
+    """Send such a packet along its connection."""
+    cdef uint8_t problem
+    packet.destination = conn.destination
+    use(engine, worker, view, conn, direction, now)
+    if direction == FROM_DESTINATION:
+        # Constant arguments: the compiler makes one way of each family and direction.
+        if likely(view.words == 1):
+            translate(packet, view, conn, 1, FROM_DESTINATION)
+        else:
+            translate(packet, view, conn, 4, FROM_DESTINATION)
+        decide(worker, packet, SVCDP_VERDICT_FORWARD, reason)
+        return
+    if unlikely(conn.flags & (CONN_METHOD | CONN_ROUTED)):
+        problem = send_by(
+            engine, worker, packet, view, dest_of(&engine.destinations, conn.destination),
+            method_of(conn))
+        if unlikely(problem != PARSED):
+            refuse(engine, worker, packet, view, problem)
+            return
+    if likely(not conn.flags & CONN_METHOD):
+        if likely(view.words == 1):
+            translate(packet, view, conn, 1, FROM_CLIENT)
+        else:
+            translate(packet, view, conn, 4, FROM_CLIENT)
+    decide(worker, packet, SVCDP_VERDICT_FORWARD, reason)
+
+
 cdef inline void forward(
     Engine *engine, Worker *worker, svcdp_packet *packet, View *view, Conn *conn,
     uint32_t direction, uint8_t reason, int64_t now
 ) noexcept nogil:
-    """Send a packet along a connection, which the caller holds locked."""
-    cdef Traffic *traffic
+    """Send any packet along a connection, which the caller holds locked. The state of a new one
+    is that after its first packet already.
+    """
     cdef uint8_t before = conn.state
     packet.destination = conn.destination
     if unlikely(view.quoted):
@@ -230,34 +300,12 @@ cdef inline void forward(
     if unlikely(view.fragment and not may_split(packet, view, conn)):
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_FRAGMENT)
         return
-    # ESTABLISHED stays so until a flag other than ACK (or PSH, URG) says otherwise.
-    if unlikely(conn.state != STATE_ESTABLISHED or view.tcp_flags & TCP_STATE != TCP_ACK):
+    if reason != SVCDP_REASON_NEW and reason != SVCDP_REASON_BYPASS:
         change_state(engine, conn, direction, packet.data, view, view.words)
-    if direction == FROM_CLIENT:
-        conn.packets += 1
-    store_i64(&conn.deadline, now + engine.timeouts[conn.timeouts][conn.state])
+    use(engine, worker, view, conn, direction, now)
     if unlikely(engine.watch is not NULL):
         watch_packet(&engine.table, engine.watch, conn, view.words, direction, before)
-    traffic = traffic_of(worker, conn.destination)
-    # Constant arguments: the compiler makes one way of each family and direction.
     if direction == FROM_CLIENT:
-        traffic.packets_in += 1
-        traffic.bytes_in += view.end
-        if unlikely(conn.flags & CONN_UNUSUAL or engine.settings.decrement_ttl):
-            send_to(engine, worker, packet, view, conn, reason)
-            return
-        if likely(view.words == 1):
-            translate(packet, view, conn, 1, FROM_CLIENT)
-        else:
-            translate(packet, view, conn, 4, FROM_CLIENT)
+        send_to(engine, worker, packet, view, conn, reason)
     else:
-        traffic.packets_out += 1
-        traffic.bytes_out += view.end
-        if unlikely(conn.flags & CONN_UNUSUAL or engine.settings.decrement_ttl):
-            send_back(engine, worker, packet, view, conn, reason)
-            return
-        if likely(view.words == 1):
-            translate(packet, view, conn, 1, FROM_DESTINATION)
-        else:
-            translate(packet, view, conn, 4, FROM_DESTINATION)
-    decide(worker, packet, SVCDP_VERDICT_FORWARD, reason)
+        send_back(engine, worker, packet, view, conn, reason)

@@ -82,37 +82,29 @@ cdef inline Service *service_of(
         view.protocol, mark)
 
 
-cdef inline Conn *known_connection(
-    Engine *engine, svcdp_packet *packet, View *view, uint32_t *direction
-) noexcept nogil:
-    """The connection of the view's flow, locked, or NULL."""
-    cdef Conn *conn = find_expected(view, direction)
-    if conn is NULL:
-        conn = find(&engine.table, view, direction)
-    if conn is NULL and unlikely(view.quoted) and look_into_gue(packet.data, view) == PARSED:
-        hash_view(engine, view)
-        conn = find(&engine.table, view, direction)
-    return conn
-
-
-cdef inline bint route(
+cdef inline Conn *route(
     Engine *engine, Worker *worker, const Snapshot *snapshot, svcdp_packet *packet,
     View *view, Service *service, int64_t now, FragmentRoute *taken
 ) noexcept nogil:
-    """Give a packet that was parsed its verdict. True when it went along a connection; `taken`
-    (or NULL) then says how.
+    """Give a packet that was parsed its verdict: NULL. Unless it is the first of a connection,
+    and a simple one: then this, locked, and the caller forwards it.
+
+    `taken`, of a fragment, says how it went if it went along a connection.
     """
     cdef Conn *conn
     cdef uint32_t direction = FROM_CLIENT
     cdef uint32_t found
     cdef uint8_t reason = SVCDP_REASON_ESTABLISHED
-    conn = known_connection(engine, packet, view, &direction)
+    conn = find(&engine.table, view, &direction)
+    if conn is NULL and unlikely(view.quoted) and look_into_gue(packet.data, view) == PARSED:
+        hash_view(engine, view)
+        conn = find(&engine.table, view, &direction)
     if conn is not NULL:
         found = judge(engine, conn, packet.data, view, direction, now)
         if unlikely(found == DROP):
             spin_unlock(&conn.lock)
             decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_DESTINATION_GONE)
-            return False
+            return NULL
         if unlikely(found == FORGET):
             conn.deadline = now
             spin_unlock(&conn.lock)
@@ -121,17 +113,19 @@ cdef inline bint route(
     if unlikely(conn is NULL):
         if unlikely(view.quoted and view.tunnel):
             decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_SERVICE)
-            return False
+            return NULL
         if unlikely(load_u32(&engine.expected)) and not view.quoted:
-            conn = expected_connection(engine, worker, view, now)
+            conn = expected_connection(engine, worker, packet.data, view, now)
         if conn is NULL:
             if service is NULL:
                 service = service_of(engine, snapshot, view, packet.mark)
             conn = new_connection(engine, worker, snapshot, service, packet, view, now, &reason)
             if conn is NULL:
-                return False
+                return NULL
         else:
             reason = SVCDP_REASON_NEW
+        if likely(reason == SVCDP_REASON_NEW and is_simple(engine, conn, view)):
+            return conn
         direction = FROM_CLIENT
     elif direction == FROM_DESTINATION:
         reason = SVCDP_REASON_REPLY
@@ -143,7 +137,7 @@ cdef inline bint route(
     spin_unlock(&conn.lock)
     if unlikely(worker.expected_words):
         insert_expected(engine, worker)
-    return True
+    return NULL
 
 
 cdef inline void route_fragment(
@@ -158,15 +152,13 @@ cdef inline void route_fragment(
         decide(worker, packet, SVCDP_VERDICT_PASS, reason)
         return
     hash_view(engine, view)
-    view.expected = NULL
     if fragment.offset:
         if fragment_find(&engine.fragments, &engine.table.key, &fragment, now, &taken):
             forward_fragment(engine, worker, packet, view, &taken)
         else:
             decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_FRAGMENT)
         return
-    if not route(engine, worker, snapshot, packet, view, NULL, now, &taken):
-        return
+    route(engine, worker, snapshot, packet, view, NULL, now, &taken)
     if packet.verdict != SVCDP_VERDICT_FORWARD:
         return
     if taken.method == METHOD_MASQ:
@@ -179,9 +171,25 @@ cdef inline void handle(
     Engine *engine, Worker *worker, const Snapshot *snapshot, svcdp_packet *packet,
     View *view, Service *service, int64_t now
 ) noexcept nogil:
+    cdef Conn *conn
+    cdef uint32_t direction = FROM_CLIENT
+    cdef uint8_t reason = SVCDP_REASON_ESTABLISHED
     packet.destination = 0
     if likely(view.reason == PARSED):
-        route(engine, worker, snapshot, packet, view, service, now, NULL)
+        conn = find_expected(view, &direction)
+        if direction == FROM_DESTINATION:
+            reason = SVCDP_REASON_REPLY
+        if conn is not NULL and unlikely(not is_plain(engine, conn, view, direction, now)):
+            spin_unlock(&conn.lock)
+            conn = NULL
+        if unlikely(conn is NULL):
+            conn = route(engine, worker, snapshot, packet, view, service, now, NULL)
+            if conn is NULL:
+                return
+            direction = FROM_CLIENT
+            reason = SVCDP_REASON_NEW
+        forward_plain(engine, worker, packet, view, conn, direction, reason, now)
+        spin_unlock(&conn.lock)
     elif view.reason == SVCDP_REASON_FRAGMENT:
         route_fragment(engine, worker, snapshot, packet, view, now)
     else:

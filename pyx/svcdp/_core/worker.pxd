@@ -74,6 +74,7 @@ cdef struct Engine:
     Snapshot *snapshot
     uint64_t epoch
     Settings settings
+    uint8_t is_attentive               # something is to be done with every packet
     uint32_t port_first                # masquerade ports
     uint32_t port_count
     uint32_t sweep_cursor[2]
