@@ -54,6 +54,8 @@ def apply(manifests: str, dry_run: bool, config_file: str | None, **flags: Any) 
     While no daemon listens on the queues, packets pass.
     """
     from svcdp.cli.offline import offline_dataplane
+    from svcdp.dataplane import captures_of
+    from svcdp.modes.onward import Onward
     from svcdp.node.capture import capture_plan, choose_backend
     from svcdp.node.network import discover_addresses
     from svcdp.rules.plan import items_of
@@ -61,9 +63,11 @@ def apply(manifests: str, dry_run: bool, config_file: str | None, **flags: Any) 
     config = _load(config_file, flags)
     addresses = config.addresses or discover_addresses()
     config = msgspec.structs.replace(config, addresses=addresses)
-    items = items_of(offline_dataplane(manifests, config).captures())
-    plan = dataclasses.replace(capture_plan(config, addresses), items=items)
     backend = choose_backend(config)
+    plan = capture_plan(config, addresses)
+    specs = [status.spec for status in offline_dataplane(manifests, config).services()]
+    captures = captures_of(Onward(backend, plan).complete(specs))
+    plan = dataclasses.replace(plan, items=items_of(captures))
     if dry_run:
         click.echo(backend.render(plan), nl=False)
     else:

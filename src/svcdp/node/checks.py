@@ -61,12 +61,13 @@ def _queues(config: NodeConfig) -> Iterator[Check]:
         yield Check("warn", "queues", "nfnetlink_queue is not loaded", "modprobe nfnetlink_queue")
         return
     taken = {int(line.split()[0]): line.split()[1] for line in lines}
-    clashes = sorted(taken.keys() & set(range(config.queues.first, config.queues.last + 1)))
+    wanted = {n for r in (config.queues, config.tunnel_queues) for n in range(r.first, r.last + 1)}
+    clashes = sorted(taken.keys() & wanted)
     for number in clashes:
         detail = f"queue {number} is taken by netlink port {taken[number]}"
         yield Check("fail", "queues", detail, "stop that program, or set queues")
     if not clashes:
-        yield Check("ok", "queues", f"{config.queues} are free")
+        yield Check("ok", "queues", f"{config.queues},{config.tunnel_queues} are free")
 
 
 def _rules(config: NodeConfig) -> Iterator[Check]:
@@ -80,6 +81,10 @@ def _rules(config: NodeConfig) -> Iterator[Check]:
         yield Check("ok", "rules", choose_backend(config).name)
     except PlatformError as error:
         yield Check("fail", "rules", error.strerror or str(error), "install what is missing")
+    if missing := found.missing("policy routes"):
+        yield Check("warn", "forwarding by dr", f"lacks {', '.join(missing)}")
+    else:
+        yield Check("ok", "forwarding by dr", "possible")
 
 
 def _forwarding() -> Iterator[Check]:

@@ -59,9 +59,11 @@ NFT_STATEMENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """Something that a backend needs. ``detail`` says why it is not available."""
+    """Something that a backend needs, or that forwarding by dr does. ``detail`` says why it is
+    not available.
+    """
 
-    backend: Literal["iptables", "nft"]
+    backend: Literal["iptables", "nft", "policy routes"]
     name: str
     available: bool
     detail: str = ""
@@ -123,6 +125,11 @@ def _features() -> Iterator[Feature]:
     space = next((argv for argv in NAMESPACES if _error([*argv, "true"]) is None), None)
     if space is None:
         return
+    for family in (4, 6):
+        rule = f"ip -{family} rule add priority 1 fwmark 1/1 goto 2 protocol 112"
+        script = f"{rule}; ip -{family} rule add priority 2 nop"
+        detail = _error([*space, "sh", "-ec", script]) or ""
+        yield Feature("policy routes", f"ip -{family} rule", not detail, detail)
     if present["iptables"]:
         for name, script in _iptables_scripts():
             detail = _error([*space, "sh", "-ec", script]) or ""
