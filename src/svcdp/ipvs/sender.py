@@ -17,7 +17,7 @@ from svcdp.status import INACTIVE, SYNC, ConnectionState
 __all__ = ["Sender", "SenderStats", "entry_of"]
 
 AGE_MAX = 2.0  # seconds that a connection waits for its message to become full
-FULL_PAUSE = 10.0  # seconds between two starts of the whole table, at least
+FULL_PAUSE = 5.0  # seconds between two starts of the whole table, at least
 FULL_STEP = 8192  # connections of the whole table that go out at once, so that none gets lost
 
 

@@ -209,6 +209,7 @@ class SyncDaemon:
                 break
             self._receive()
         if self._sender is not None:
+            self._send(self._sender.messages(time.monotonic()))
             self._send(self._sender.flush())
 
     def _ask(self) -> None:
