@@ -102,16 +102,14 @@ TIMEOUTS: Mapping[str, float] = {
 }
 
 
-def check_timeouts(timeouts: Mapping[str, float]) -> dict[str, float]:
+def check_timeouts(timeouts: Mapping[str, float], what: str = "timeouts") -> dict[str, float]:
     """ConfigError unless these are seconds by state."""
     unknown = sorted(str(state) for state in timeouts if state not in TIMEOUTS)
     if unknown:
-        raise ConfigError(
-            f"timeouts: {', '.join(unknown)} unknown; there are {', '.join(TIMEOUTS)}"
-        )
+        raise ConfigError(f"{what}: {', '.join(unknown)} unknown; there are {', '.join(TIMEOUTS)}")
     for seconds in timeouts.values():
         if not isinstance(seconds, int | float) or not 0 < seconds < 1 << 31:
-            raise ConfigError("timeouts must be above 0 and below 2^31 seconds")
+            raise ConfigError(f"{what} must be above 0 and below 2^31 seconds, not {seconds!r}")
     return dict(timeouts)
 
 
@@ -212,7 +210,11 @@ class Dataplane(Core):
                 self.set_timeouts(number, _timeout_list({**self._timeouts, **dict(own)}))
 
     def _timeout_class(self, spec: ServiceSpec) -> int:
-        own = tuple(sorted(check_timeouts(dict(spec.timeouts)).items()))
+        try:
+            timeouts = dict(spec.timeouts)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{spec}: timeouts must be pairs of a state and seconds") from None
+        own = tuple(sorted(check_timeouts(timeouts, f"{spec}: timeouts").items()))
         number = self._timeout_classes.get(own)
         if number is None:
             number = len(self._timeout_classes)
@@ -574,7 +576,7 @@ class Dataplane(Core):
         flow = parse_flow(flow) if isinstance(flow, str) else normal_flow(flow)
         now = self.clock()
         with self._lock:
-            row, is_reply, found, rule_index, member = self.inspect(
+            row, is_reply, is_gone, found, rule_index, member = self.inspect(
                 Protocol[flow.protocol.upper()],
                 parse_address(flow.source).packed,
                 flow.source_port,
@@ -587,10 +589,18 @@ class Dataplane(Core):
             state = None if found is None else self._installed.get(self._key_of(found, version))
         spec = None if state is None else state.spec
         if row is not None:
-            return explain_known(flow, spec, Connection.from_row(row, now), is_reply)
+            return explain_known(flow, spec, Connection.from_row(row, now), is_reply, is_gone)
         if state is None or spec is None:
             return Explanation(flow, "pass", None, (), ("no service has this address and port",))
-        return explain_new(flow, spec, [*reversed(state.handles)], rule_index, member)
+        return explain_new(
+            flow,
+            spec,
+            [*reversed(state.handles)],
+            [endpoint for endpoint, handle in state.handles.items() if handle.overloaded],
+            rule_index,
+            member,
+            self._settings.cache_bypass,
+        )
 
 
 def captures_of(specs: Iterable[ServiceSpec]) -> Captures:
@@ -609,7 +619,7 @@ def _captures(entries: Iterable[tuple[ServiceSpec, DestinationSpec | None]]) -> 
         address, port, protocol = spec.key
         if protocol == "fwmark":
             marks.add((port, 6 if ":" in address else 4))
-        elif spec.helper:  # other connections belong to the one that it reads
+        elif _has_data_ports(spec):
             virtual.add((protocol, address, 0))
         elif port and spec.last_port not in (0, port):
             ranges.add((protocol, address, port, spec.last_port))
@@ -631,13 +641,22 @@ def _captures(entries: Iterable[tuple[ServiceSpec, DestinationSpec | None]]) -> 
     )
 
 
+def _has_data_ports(spec: ServiceSpec) -> bool:
+    """Whether other connections belong to those of the service: FTP's, which the helper knows of
+    or which follow the client.
+    """
+    is_ftp = spec.port == 21 and spec.protocol == "tcp" and not spec.last_port
+    return bool(spec.helper) or (is_ftp and spec.persistence is not None)
+
+
 def _replies(spec: ServiceSpec, member: DestinationSpec) -> Iterator[tuple[str, str, int]]:
     """What replies of a destination come from."""
     if member.method == "masq":
         for protocol in ("tcp", "udp", "sctp") if spec.protocol == "fwmark" else (spec.protocol,):
-            yield protocol, member.address, 0 if spec.helper else member.port
+            yield protocol, member.address, 0 if _has_data_ports(spec) else member.port
     elif spec.protocol != "fwmark":  # else the address that clients dial is not known
-        yield spec.protocol, spec.address, 0 if spec.last_port else spec.port
+        any_port = spec.last_port or _has_data_ports(spec)
+        yield spec.protocol, spec.address, 0 if any_port else spec.port
 
 
 def _persistence_group(spec: ServiceSpec) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from svcdp.errors import ConfigError
 from svcdp.records import Endpoint, check_address, check_key, check_port, parse_address
 from svcdp.status import Connection
-from svcdp.types import Flow, ServiceSpec
+from svcdp.types import DestinationSpec, Flow, ServiceSpec
 
 __all__ = ["Explanation", "PossibleDestination", "parse_flow"]
 
@@ -73,6 +74,8 @@ def parse_flow(text: str) -> Flow:
 
 
 def normal_flow(flow: Flow) -> Flow:
+    if flow.protocol == "fwmark":
+        raise ConfigError(f"flow {flow}: packets have another protocol, and a mark beside it")
     destination, destination_port, protocol = check_key(
         flow.destination, flow.destination_port, flow.protocol
     )
@@ -85,16 +88,26 @@ def normal_flow(flow: Flow) -> Flow:
 
 
 def explain_known(
-    flow: Flow, spec: ServiceSpec | None, connection: Connection, is_reply: bool
+    flow: Flow, spec: ServiceSpec | None, connection: Connection, is_reply: bool, is_gone: bool
 ) -> Explanation:
+    if is_gone:
+        reason = "the destination of its known connection was removed, and the service drops these"
+        return Explanation(flow, "drop", spec, (), (reason,))
     masquerade = (connection.source, connection.source_port) != (
         connection.client,
         connection.client_port,
     )
-    endpoint = (connection.destination, connection.destination_port)
     destinations = spec.destinations if spec is not None else ()
     # A destination that has left its service has no weight.
-    weight = next((d.weight for d in destinations if (d.address, d.port) == endpoint), 0)
+    weight = next(
+        (
+            member.weight
+            for member in destinations
+            if member.address == connection.destination
+            and (member.method != "masq" or member.port in (0, connection.destination_port))
+        ),
+        0,
+    )
     direction = "a reply of" if is_reply else "a packet of"
     return Explanation(
         flow,
@@ -113,9 +126,31 @@ def explain_known(
     )
 
 
+def _is_ftp_data(spec: ServiceSpec, flow: Flow) -> bool:
+    """Whether a flow for another port comes to the service because it is FTP's."""
+    is_ftp = spec.protocol == "tcp" and spec.port == 21 and not spec.last_port
+    return is_ftp and flow.destination_port != 21
+
+
+def _port_at(member: DestinationSpec, spec: ServiceSpec, flow: Flow) -> int:
+    """The port at which a destination gets the flow."""
+    if member.method != "masq" or member.port == 0 or _is_ftp_data(spec, flow):
+        return flow.destination_port
+    return member.port
+
+
 def explain_new(
-    flow: Flow, spec: ServiceSpec, order: list[Endpoint], rule_index: int, member: int
+    flow: Flow,
+    spec: ServiceSpec,
+    order: list[Endpoint],
+    overloaded: Collection[Endpoint],
+    rule_index: int,
+    member: int,
+    bypass: bool,
 ) -> Explanation:
+    """``order`` is that of the core, in which ``member`` counts; ``bypass``: the setting
+    cache_bypass.
+    """
     reasons = [f"service {spec}: {len(spec.destinations)} destinations"]
     if rule_index < 0:
         reasons.append(f"no source rule of the service admits {flow.source}")
@@ -126,13 +161,25 @@ def explain_new(
         f"source rule {rule_index + 1} ({admitted}): "
         + ("masquerade" if rule.masquerade else "the client's address is kept")
     )
-    candidates = [m for m in spec.destinations if m.weight > 0]
+    candidates = [
+        m
+        for m in spec.destinations
+        if m.weight > 0 and (m.address, m.port) not in overloaded and spec.scheduler != "none"
+    ]
     if member >= 0:
         bound = order[member]
         candidates = [m for m in spec.destinations if (m.address, m.port) == bound]
         reasons.append(f"the client is persistent to {bound[0]} port {bound[1]}")
+    if not candidates and bypass and spec.protocol == "fwmark":
+        reasons.append("nobody to serve: to where the client meant (cache_bypass)")
+        return Explanation(flow, "forward", spec, (), tuple(reasons))
+    if not candidates and _is_ftp_data(spec, flow):
+        reasons.append("nobody to serve: data ports of FTP are left alone then")
+        return Explanation(flow, "pass", spec, (), tuple(reasons))
     if not candidates:
-        reasons.append(f"nobody to serve: no destination with a weight; {rule.on_empty}")
+        reasons.append(
+            f"nobody to serve: no destination with a weight that is not overloaded; {rule.on_empty}"
+        )
         action = "drop" if rule.on_empty == "drop" else "reject"
         return Explanation(flow, action, spec, (), tuple(reasons))
     if member < 0:
@@ -141,7 +188,7 @@ def explain_new(
     possible = tuple(
         PossibleDestination(
             m.address,
-            m.port,
+            _port_at(m, spec, flow),
             m.weight,
             m.method,
             m.method == "masq" and (rule.masquerade or (hairpin and m.address == flow.source)),

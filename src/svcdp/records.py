@@ -154,7 +154,7 @@ def check_flag(flag: bool, what: str) -> None:
 
 
 def check_choice(choice: str, choices: Collection[str], what: str) -> None:
-    if choice not in choices:
+    if not isinstance(choice, str) or choice not in choices:
         names = ", ".join(name or '""' for name in choices)
         raise ConfigError(f"{what} {choice!r} is none of {names}")
 
@@ -280,9 +280,7 @@ def check_tunnel(spec: DestinationSpec, address: Address) -> TunnelSpec | None:
     return tunnel if tunnel.source == source.text else replace(tunnel, source=source.text)
 
 
-def compile_rules(
-    rules: tuple[SourceRule, ...], service: ServiceSpec
-) -> tuple[CompiledRule, ...]:
+def compile_rules(rules: tuple[SourceRule, ...], service: ServiceSpec) -> tuple[CompiledRule, ...]:
     version = parse_address(service.address).version
     compiled = []
     for rule in rules:
