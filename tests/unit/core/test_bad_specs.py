@@ -1,0 +1,167 @@
+"""What a spec may not say: a ConfigError that names the service and the field; nothing changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from bench import VIRTUAL, Bench
+
+from svcdp import ConfigError, DestinationSpec, ServiceSpec, TunnelSpec
+
+GOOD = ServiceSpec(VIRTUAL[4], 80, "tcp", (DestinationSpec("10.1.1.1", 8080),))
+SERVER = DestinationSpec("10.1.1.1", 99)
+TUNNEL = replace(SERVER, method="tunnel", tunnel=TunnelSpec(source="192.0.2.1"))
+
+#: (fields of a service, what the error says).
+SERVICES: list[tuple[dict[str, Any], str]] = [
+    ({"last_port": -1}, "last_port"),
+    ({"last_port": 98}, "last_port"),
+    ({"last_port": 65536}, "last_port"),
+    ({"last_port": "100"}, "last_port"),
+    ({"port": 0, "last_port": 5}, "last_port"),
+    ({"address": "0.0.0.0", "protocol": "fwmark", "last_port": 100}, "last_port"),
+    ({"address": "0.0.0.0", "protocol": "fwmark", "port": 0}, "mark"),
+    ({"address": "0.0.0.0", "protocol": "fwmark", "port": 1 << 32}, "mark"),
+    ({"address": "10.0.0.1", "protocol": "fwmark"}, "fwmark"),
+    ({"scheduler_flags": ("sh-port",)}, "flag"),
+    ({"scheduler": "sh", "scheduler_flags": ("mh-port",)}, "flag"),
+    ({"scheduler": "sh", "scheduler_flags": ("SH-PORT",)}, "flag"),
+    ({"scheduler": "sh", "scheduler_flags": "sh-port"}, "scheduler_flags"),
+    ({"scheduler": "sh", "scheduler_flags": (7,)}, "flag"),
+    ({"scheduler": "sh", "scheduler_flags": ([],)}, "flag"),
+    ({"scheduler": "mh", "mh_table_size": 250}, "mh_table_size"),
+    ({"scheduler": "mh", "mh_table_size": 655374}, "mh_table_size"),
+    ({"scheduler": "mh", "mh_table_size": 256}, "mh_table_size"),
+    ({"scheduler": "mh", "mh_table_size": "251"}, "mh_table_size"),
+    ({"persistence": 9, "persistence_netmask": 0}, "persistence_netmask"),
+    ({"persistence": 9, "persistence_netmask": 33}, "persistence_netmask"),
+    ({"address": "::1", "persistence_netmask": 129, "destinations": ()}, "persistence_netmask"),
+    ({"persistence_netmask": "24"}, "persistence_netmask"),
+    ({"persistence_engine": "sip"}, "persistence_engine"),
+    ({"protocol": "udp", "persistence_engine": "sip"}, "persistence_engine"),
+    ({"protocol": "udp", "persistence": 9, "persistence_engine": "h323"}, "persistence_engine"),
+    ({"protocol": "udp", "persistence": 9, "persistence_engine": None}, "persistence_engine"),
+    ({"protocol": "udp", "persistence": 9, "persistence_engine": []}, "persistence_engine"),
+    ({"persistence_group": 5}, "persistence_group"),
+    ({"one_packet": 1}, "one_packet"),
+    ({"one_packet": True}, "one_packet"),
+    ({"protocol": "sctp", "one_packet": True}, "one_packet"),
+    ({"timeouts": {"udp": 5}}, "timeouts"),
+    ({"timeouts": ("udp", 5)}, "timeouts"),
+    ({"timeouts": (("udp",),)}, "timeouts"),
+    ({"timeouts": ((["udp"], 5),)}, "timeouts"),
+    ({"timeouts": (("udp", []),)}, "timeouts"),
+    ({"timeouts": (("forever", 5),)}, "timeouts"),
+    ({"on_removal": "keep"}, "on_removal"),
+    ({"on_removal": None}, "on_removal"),
+    ({"on_removal": []}, "on_removal"),
+    ({"mss_clamp": "yes"}, "mss_clamp"),
+    ({"helper": "tftp"}, "helper"),
+    ({"helper": []}, "helper"),
+    ({"protocol": "udp", "helper": "ftp"}, "helper"),
+    ({"name": 5}, "name"),
+]
+
+DESTINATIONS: list[tuple[DestinationSpec, str]] = [
+    (replace(SERVER, upper=-1), "upper"),
+    (replace(SERVER, upper="5"), "upper"),  # type: ignore[arg-type]
+    (replace(SERVER, upper=1 << 31), "upper"),
+    (replace(SERVER, upper=5, lower=6), "lower"),
+    (replace(SERVER, lower=-1), "lower"),
+    (replace(SERVER, mtu=-1), "mtu"),
+    (replace(SERVER, mtu=65536), "mtu"),
+    (replace(SERVER, mtu=1.5), "mtu"),  # type: ignore[arg-type]
+    (replace(SERVER, mark=-1), "mark"),
+    (replace(SERVER, mark=1 << 32), "mark"),
+    (replace(SERVER, method="nat"), "method"),
+    (replace(SERVER, method=None), "method"),  # type: ignore[arg-type]
+    (replace(SERVER, method=[]), "method"),  # type: ignore[arg-type]
+    (replace(SERVER, method="dr", port=8080), "port"),
+    (replace(SERVER, method="local", port=8080), "port"),
+    (replace(TUNNEL, port=8080), "port"),
+    (replace(SERVER, address="fd01::1", method="dr"), "family"),
+    (replace(SERVER, method="tunnel"), "TunnelSpec"),
+    (replace(SERVER, method="tunnel", tunnel="ipip"), "TunnelSpec"),  # type: ignore[arg-type]
+    (replace(SERVER, tunnel=TunnelSpec(source="192.0.2.1")), "tunnel"),
+    (replace(TUNNEL, tunnel=TunnelSpec()), "tunnel source"),
+    (replace(TUNNEL, tunnel=TunnelSpec(source="::1")), "tunnel source"),
+    (replace(TUNNEL, tunnel=TunnelSpec("vxlan", "192.0.2.1")), "tunnel type"),  # type: ignore[arg-type]
+    (replace(TUNNEL, tunnel=TunnelSpec([], "192.0.2.1")), "tunnel type"),  # type: ignore[arg-type]
+    (replace(TUNNEL, tunnel=TunnelSpec("gue", "192.0.2.1")), "port"),
+    (replace(TUNNEL, tunnel=TunnelSpec("gue", "192.0.2.1", 65536)), "port"),
+    (replace(TUNNEL, tunnel=TunnelSpec("gre", "192.0.2.1", 6080)), "port"),
+    (replace(TUNNEL, tunnel=TunnelSpec("gre", "192.0.2.1", checksum=1)), "checksum"),  # type: ignore[arg-type]
+]
+
+CASES = [*SERVICES, *(({"destinations": (spec,)}, says) for spec, says in DESTINATIONS)]
+
+
+@pytest.mark.parametrize(("fields", "says"), CASES, ids=str)
+def test_a_bad_spec_changes_nothing(fields: dict[str, Any], says: str) -> None:
+    bench = Bench()
+    bench.dp.apply([GOOD])
+    spec = ServiceSpec(**{"address": "10.96.0.99", "port": 99, "name": "web", **fields})
+    is_named = fields.get("name") is None and fields.get("protocol") != "fwmark"
+    for wanted in ([spec, replace(GOOD, scheduler="lc")], [replace(GOOD, scheduler="lc"), spec]):
+        for change in (bench.dp.apply, bench.dp.update):
+            with pytest.raises(ConfigError, match=says) as caught:
+                change(wanted)
+            assert not is_named or "web" in str(caught.value)
+            assert [service.spec for service in bench.dp.services()] == [GOOD]
+
+    def transact() -> None:
+        with bench.dp.transaction() as tx:
+            tx.service(VIRTUAL[4], 80, scheduler="lc")
+            own = {k: v for k, v in fields.items() if k not in ("address", "port", "protocol")}
+            tx.service(spec.address, spec.port, spec.protocol, **own)
+
+    with pytest.raises(ConfigError, match=says):
+        transact()
+    assert [service.spec for service in bench.dp.services()] == [GOOD]
+    assert bench.send().verdict.name == "FORWARD"
+
+
+@pytest.mark.parametrize(("spec", "says"), DESTINATIONS, ids=str)
+def test_a_bad_destination_in_a_transaction(spec: DestinationSpec, says: str) -> None:
+    """The service that is staged goes on as if it had not been tried."""
+    bench = Bench()
+    with bench.dp.transaction() as tx:
+        service = tx.service("10.96.0.99", 99)
+        service.add(SERVER.address, 99)
+        fields = {
+            name: getattr(spec, name)
+            for name in ("weight", "method", "upper", "lower", "tunnel", "mtu", "mark")
+        }
+        if (spec.address, spec.port) == (SERVER.address, SERVER.port):
+            with pytest.raises(ConfigError, match=says):
+                service.update(spec.address, spec.port, **fields)
+        with pytest.raises(ConfigError, match=says):
+            service.add(spec.address, spec.port, **fields)
+    assert bench.dp.services()[0].spec.destinations == (SERVER,)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"port": 1, "last_port": 65535, "destinations": (replace(SERVER, port=0),)},
+        {"last_port": 99},
+        {"port": 0, "destinations": (replace(SERVER, port=0),)},
+        {"destinations": (replace(SERVER, upper=5, lower=5),)},
+        {"destinations": (replace(SERVER, mtu=65535, mark=(1 << 32) - 1),)},
+        {"destinations": (replace(SERVER, method="dr", port=0),)},
+        {"destinations": (replace(TUNNEL, address="::1", tunnel=TunnelSpec(source="::2")),)},
+        {"destinations": (replace(TUNNEL, tunnel=TunnelSpec("gue", "192.0.2.1", 6080, True)),)},
+        {"scheduler": "sh", "scheduler_flags": ("sh-port", "sh-fallback")},
+        {"scheduler": "mh", "scheduler_flags": ("mh-fallback",), "mh_table_size": 251},
+        {"protocol": "udp", "persistence": 9, "persistence_engine": "sip", "one_packet": True},
+        {"address": "::", "protocol": "fwmark", "port": 1, "destinations": (), "helper": "ftp"},
+    ],
+    ids=str,
+)
+def test_the_edges_of_what_is_good(fields: dict[str, Any]) -> None:
+    bench = Bench()
+    spec = ServiceSpec(**{"address": "10.96.0.99", "port": 99, "destinations": (SERVER,), **fields})
+    bench.dp.apply([spec])
+    assert [service.spec for service in bench.dp.services()] == [spec]
