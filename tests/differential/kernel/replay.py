@@ -119,6 +119,8 @@ class Replay:
         outcomes = []
         for (kind, *arguments), (second, _) in zip(self._scenario.steps, kernel, strict=True):
             self._now = int(second * SECOND)
+            # What has expired is no load any more: the kernel has timers, a daemon sweeps.
+            self.dp.sweep()
             outcomes.append([second, getattr(self, f"_{kind}")(*arguments)])
         return outcomes
 
