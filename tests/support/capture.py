@@ -14,6 +14,7 @@ import pytest
 from svcdp import DestinationSpec, ServiceSpec, SourceRule
 from svcdp.io.nfqueue import QueueWorkers
 from svcdp.lab import Namespace, Topology
+from svcdp.modes.nfqueue import NfqueueMode
 
 TIMEOUT = 5.0  # seconds
 LOST = 0.5  # seconds until a connection that must not be made is given up
@@ -29,6 +30,9 @@ FAMILIES = pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
 
 Serve = Callable[..., AbstractContextManager[QueueWorkers]]
 """Apply what the dataplane wants, and read the queues meanwhile."""
+
+Directing = Callable[..., AbstractContextManager[NfqueueMode]]
+"""Serve these services and no others, as the daemon does, until the end of the block."""
 
 
 def node_addresses(cluster: Topology) -> tuple[str, str]:

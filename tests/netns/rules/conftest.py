@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from capture import Serve, node_addresses, specs
+from capture import Directing, Serve, node_addresses, specs
 
-from svcdp import Dataplane
+from svcdp import Dataplane, ServiceSpec
 from svcdp.io.nfqueue import QueueWorkers
 from svcdp.lab import Namespace, Topology
+from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.rules import Backend, CapturePlan, choose
 from svcdp.rules.plan import items_of
 
@@ -67,6 +68,41 @@ def serve(cluster: Topology, dataplane: Dataplane, backend: Backend, plan: Captu
             workers.stop()
 
     return serving
+
+
+@pytest.fixture
+def started() -> list[QueueWorkers]:
+    """Those of ``directing``."""
+    return []
+
+
+@pytest.fixture
+def directing(
+    cluster: Topology,
+    dataplane: Dataplane,
+    backend: Backend,
+    plan: CapturePlan,
+    started: list[QueueWorkers],
+) -> Directing:
+    dataplane.apply(())
+
+    @contextlib.contextmanager
+    def directing(*specs: ServiceSpec) -> Iterator[NfqueueMode]:
+        tunnels, node = plan.tunnel_queues, cluster.node.full_name
+        workers = QueueWorkers(dataplane, *plan.queues, tunnel_queues=tunnels, netns=node)
+        mode = NfqueueMode(dataplane, backend, plan)
+        with contextlib.ExitStack() as stack:
+            stack.callback(workers.stop)
+            workers.start()
+            started.append(workers)
+            mode.update(specs, [])
+            stack.callback(mode.close)
+            mode.install()
+            if backend.name == "nft":
+                let_through(cluster.node, plan)
+            yield mode
+
+    return directing
 
 
 def let_through(node: Namespace, plan: CapturePlan) -> None:

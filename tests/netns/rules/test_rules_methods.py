@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import json
@@ -10,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +19,7 @@ from capture import (
     LOST,
     PLAIN,
     TIMEOUT,
+    Directing,
     ask,
     connect,
     get,
@@ -33,7 +32,6 @@ from svcdp.cli._demo.stage import traces
 from svcdp.io.nfqueue import QueueWorkers
 from svcdp.lab import Namespace, Server, Topology, wait_until
 from svcdp.lab.servers import PATTERN
-from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.rules import Backend, CapturePlan
 from svcdp.rules.plan import Hop
 
@@ -44,45 +42,12 @@ VIRTUAL = PLAIN
 KIND = (socket.AF_INET, socket.AF_INET6)
 # linux/in.h, linux/in6.h
 IP_MTU_DISCOVER, IP_MTU, IPV6_MTU_DISCOVER, IPV6_MTU = 10, 14, 23, 24
-PMTUDISC_DO = 2
+PMTUDISC_DONT, PMTUDISC_DO = 0, 2
 FIREWALL = pytest.mark.parametrize(
     "cluster", [False, True], ids=["open", "firewall"], indirect=True
 )
 
 TRANSFER_TIMEOUT = 20.0  # seconds
-
-Directing = Callable[..., AbstractContextManager[NfqueueMode]]
-
-
-@pytest.fixture
-def dataplane() -> Dataplane:
-    return Dataplane(4096)
-
-
-@pytest.fixture
-def directing(
-    cluster: Topology, dataplane: Dataplane, backend: Backend, plan: CapturePlan
-) -> Directing:
-    """Serve these as the daemon does, until the end of the block."""
-
-    @contextmanager
-    def serve(*specs: ServiceSpec) -> Iterator[NfqueueMode]:
-        workers = QueueWorkers(
-            dataplane,
-            *plan.queues,
-            tunnel_queues=plan.tunnel_queues,
-            netns=cluster.node.full_name,
-        )
-        mode = NfqueueMode(dataplane, backend, plan)
-        with contextlib.ExitStack() as stack:
-            stack.callback(workers.stop)
-            workers.start()
-            mode.update(specs, [])
-            stack.callback(mode.close)
-            mode.install()
-            yield mode
-
-    return serve
 
 
 def holds(server: Server, *addresses: str) -> None:
@@ -330,3 +295,19 @@ def test_connections_by_dr_outlive_their_server(cluster: Topology, directing: Di
         mode.trim()
         assert '"a"' in ask(connection)
         assert whom(cluster.client, VIRTUAL[0], cluster.direct_port)[0] == "b"
+
+
+def test_a_packet_that_outgrows_the_queue(
+    cluster: Topology, directing: Directing, started: list[QueueWorkers]
+) -> None:
+    """The kernel takes no more than 65531 bytes with a verdict: it is dropped, and counted."""
+    spec = replace(service(cluster, 0, "tunnel", TunnelSpec()), protocol="udp")
+    with (
+        directing(spec),
+        cluster.client.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        client.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DONT)
+        client.sendto(bytes(65533 - 20 - 28), (VIRTUAL[0], cluster.direct_port))
+        (workers,) = started
+        tunnel_queue = max(workers.stats())
+        wait_until(lambda: workers.stats()[tunnel_queue].outgrown == 1, TIMEOUT, "it is counted")

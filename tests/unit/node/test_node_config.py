@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from svcdp import Settings
 from svcdp.errors import ConfigError
 from svcdp.node.config import load, settings
 
@@ -82,6 +83,15 @@ def test_every_setting_has_three_names_and_a_help_text() -> None:
         ("forwardMark: 3", "forwardMark: 3 is not one bit of 32 such as 0x00100000 ({file}:3)"),
         ("forwardMark: x", "forwardMark: 'x' is not one bit of 32 such as 0x00100000 ({file}:3)"),
         ("forwardMark: 0x200000", "forwardMark and passMark must be different bits"),
+        ("drMarks: 5", "drMarks: 5 is not a row of bits of 32 such as 0xffc00000 ({file}:3)"),
+        ("drMarks: 0x300000", "drMarks must hold neither forwardMark nor passMark"),
+        ("tunnelQueues: 103", "queues and tunnelQueues must be different numbers"),
+        ("dataplane: [sloppy=1]", "dataplane[0]: 'sloppy=1' sets none of conn_reuse_mode, "),
+        ("dataplane: [sloppy_tcp=2]", "dataplane[0]: sloppy_tcp is 0 or 1, not 2 ({file}:3)"),
+        ("dataplane: [sloppy_tcp=on]", "dataplane[0]: 'sloppy_tcp=on' is not a name=number "),
+        ("dataplane: [drop_entry=4]", "dataplane[0]: drop_entry 4 is not a number from 0 to 3"),
+        ("timeouts: [tcp=9]", "timeouts[0]: 'tcp=9' sets none of none, established, "),
+        ("timeouts: [udp=0]", "timeouts[0]: 'udp=0' is not a state=seconds such as udp=30"),
         ("addresses: [1]", "addresses[0]: Expected `str`, got `int` ({file}:3)"),
         ("podCIDRs: 3", "podCIDRs: Expected `array`, got `int` ({file}:3)"),
         ("podCIDRs: [10.0.0.0/99]", "podCIDRs[0]: '10.0.0.0/99' does not appear"),
@@ -116,3 +126,12 @@ def test_the_example_is_good() -> None:
     config = load(str(example), environ={}).config
     assert config.manifests == "/etc/svcdp/manifests"
     assert config.pod_cidrs == ("10.1.0.0/16", "fd00:10:1::/64")
+
+
+def test_what_the_dataplane_is_told() -> None:
+    environ = {"SVCDP_DATAPLANE": "sloppy_tcp=1, conn_reuse_mode=0", "SVCDP_TIMEOUTS": "udp=30"}
+    config = load(environ=environ, flags={"dataplane": ("conn_reuse_mode=2",)}).config
+    assert config.dataplane_settings == Settings(conn_reuse_mode=2)
+    assert [(each.state, each.seconds) for each in config.timeouts] == [("udp", 30.0)]
+    config = load(environ=environ).config
+    assert config.dataplane_settings == Settings(sloppy_tcp=True, conn_reuse_mode=0)
