@@ -35,6 +35,8 @@ ASSURED = "ASSURED"
 _OUTCOMES: dict[int, Imported] = dict(
     zip(OUTCOMES, ("created", "full", "updated", "refused"), strict=True)
 )
+#: Fields that are strings.
+_STRINGS = tuple(field.name for field in fields(ConnectionState) if field.type == "str")
 #: Protocol number of templates in rows of the core.
 _TEMPLATE = 255
 
@@ -146,10 +148,10 @@ def check_state(state: ConnectionState) -> None:
     if not isinstance(state, ConnectionState):
         raise ConfigError(f"{state!r} is no ConnectionState")
     what = f"connection {state.client!r} -> {state.virtual!r}"
-    for field in fields(ConnectionState):
-        value = getattr(state, field.name)
-        if field.type == "str" and not isinstance(value, str):
-            raise ConfigError(f"{what}: {field.name} {value!r} is no string")
+    for name in _STRINGS:
+        value = getattr(state, name)
+        if not isinstance(value, str):
+            raise ConfigError(f"{what}: {name} {value!r} is no string")
     for name, high in (("flags", 1 << 32), ("fwmark", 1 << 32), ("packets", 1 << 32)):
         check_number(getattr(state, name), 0, high - 1, f"{what}: {name}")
     if not isinstance(state.expires_in, int | float) or not 0 < state.expires_in < 1 << 31:

@@ -19,6 +19,8 @@ __all__ = [
     "state_number",
 ]
 
+PROTOCOLS = {protocol.name.lower(): int(protocol) for protocol in Protocol}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 #: Names of a protocol's states, by the kernel's numbers.
 PROTOCOL_STATES = {"tcp": STATES[:11], "udp": STATES[11:12], "sctp": STATES[12:26]}
 TEMPLATE_STATES = ("NONE", "ASSURED")
@@ -45,7 +47,7 @@ def family_of(state: ConnectionState) -> int:
 def protocol_number(name: str) -> int:
     """Of IP; 0 for templates of fwmark services. ConfigError."""
     try:
-        return Protocol[name.upper()]
+        return PROTOCOLS[name]
     except KeyError:
         raise ConfigError(f"no protocol {name!r} of connections") from None
 
@@ -53,8 +55,8 @@ def protocol_number(name: str) -> int:
 def protocol_name(number: int) -> str:
     """StateError when connections have no such protocol."""
     try:
-        return Protocol(number).name.lower()
-    except ValueError:
+        return PROTOCOL_NAMES[number]
+    except KeyError:
         raise StateError(f"no IP protocol {number} of connections") from None
 
 
