@@ -246,6 +246,7 @@ cdef inline Conn *expected_connection(
     cdef uint64_t memory[RECORD_WORDS]
     cdef Conn *pattern = <Conn *>memory
     cdef Conn *conn
+    cdef Dest *target
     cdef View any_port = view[0]
     cdef uint32_t direction = 0
     any_port.source_port = 0
@@ -266,10 +267,9 @@ cdef inline Conn *expected_connection(
     pattern.flags &= <uint16_t>~CONN_NO_CLIENT_PORT
     pattern.client_port = pattern.source_port = view.source_port
     begin(engine, pattern, data, view, now)
+    target = dest_of(&engine.destinations, pattern.destination)
     conn = NULL
-    if connect(
-        engine, worker, pattern, view.words,
-        dest_of(&engine.destinations, pattern.destination), now, &conn) != INSERTED:
+    if connect(engine, worker, pattern, view.words, target, now, &conn) != INSERTED:
         helper_release(&engine.helpers, pattern.extra)
     return conn
 

@@ -14,7 +14,7 @@ from svcdp._core.answer cimport answer
 from svcdp._core.batch cimport PacketBatch
 from svcdp._core.conn cimport give_back, reserve, table_free, table_init
 from svcdp._core.hashing cimport entry_ids
-from svcdp._core.memory cimport htonl, load32, ntohs
+from svcdp._core.memory cimport load32, ntohs
 from svcdp._core.path cimport *
 from svcdp._core.sched cimport advance
 from svcdp._core.service cimport service_free, service_new
@@ -942,7 +942,7 @@ cdef class Core:
         cdef Conn *other = NULL
         cdef View view
         cdef uint32_t words = service.words
-        cdef uint32_t control, outcome, tries
+        cdef uint32_t control, outcome, _
         cdef bint masquerade
         memset(&view, 0, sizeof(view))
         view.words = <uint8_t>words
@@ -966,7 +966,7 @@ cdef class Core:
         copy_address(address_of(pattern, SOURCE, words), source, words)
         pattern.source_port = htons(source_port)
         compute_deltas(pattern, words)
-        for tries in range(2):
+        for _ in range(2):
             conn = allocate_swept(self.engine, worker, words, now)
             if conn is NULL:
                 return FULL
@@ -1128,7 +1128,8 @@ cdef class Core:
         """Rows of connections of a family (0: IPv4, 1: IPv6) whose records are `start` and up.
 
         (next start or 0, [(protocol, client, port, virtual, port, real, port, source, port,
-        state, method, fwmark, deadline, packets, destination id)]). Looks at `limit` records at most.
+        state, method, fwmark, deadline, packets, destination id)]). Looks at `limit` records at
+        most.
         """
         cdef uint32_t fresh = load_acquire_u32(&self.engine.table.pools[pool].fresh)
         cdef uint32_t end = min(fresh, max(start, 1) + limit)

@@ -38,9 +38,11 @@ cdef inline void expect(
     Engine *engine, Worker *worker, const View *view, Conn *control, uint32_t direction,
     uint16_t port
 ) noexcept nogil:
-    """Have a data connection let through, once the control connection is not locked. From the server (active mode) it comes from the port below
-    its control port, to `port` of the client; from the client (passive) from any port of his to
-    `port` of the virtual address, which is the server's too.
+    """Have a data connection let through, once the control connection is not locked.
+
+    From the server (active mode) it comes from the port below its control port, to `port` of the
+    client; from the client (passive) from any port of his to `port` of the virtual address, which
+    is the server's too.
     """
     cdef Conn *conn = <Conn *>worker.expected
     cdef uint32_t words = view.words

@@ -36,7 +36,7 @@ cdef struct Snapshot:
     uint32_t lengths           # bit n: there are prefixes of n < 16 bits
     uint32_t marks             # fwmark services
     uint32_t ftps              # TCP services of port 21
-    uint32_t blocks[PORT_BITS] # entries with a prefix of so many bits
+    uint32_t blocks[PORT_BITS]     # entries with a prefix of so many bits
     Shard *shards[1]           # mask + 1 of them; NULL: empty
 
 
