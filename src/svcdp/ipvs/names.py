@@ -16,13 +16,24 @@ class Names(Protocol):
     without a name is called by its number.
     """
 
-    def address(self, host: str, version: int) -> str: ...
-    def number(self, port: str, protocol: str) -> int: ...
-    def host(self, address: str) -> str: ...
-    def port(self, number: int, protocol: str) -> str: ...
+    def address(self, host: str, version: int) -> str:
+        """Of a host, an address of an IP version."""
+        ...
+
+    def number(self, port: str, protocol: str) -> int:
+        """Of a named port of a protocol."""
+        ...
+
+    def host(self, address: str) -> str:
+        """What to call an address."""
+        ...
+
+    def port(self, number: int, protocol: str) -> str:
+        """What to call a port of a protocol."""
+        ...
 
 
-class NumericNames:
+class NumericNames(Names):
     """Nothing has a name: what ``-n`` asks for."""
 
     def address(self, host: str, version: int) -> str:
@@ -38,7 +49,7 @@ class NumericNames:
         return str(number)
 
 
-class SystemNames:
+class SystemNames(Names):
     """The host's own: its DNS and its files."""
 
     def address(self, host: str, version: int) -> str:

@@ -109,6 +109,7 @@ class IpvsViews:
         await self._rates.close()
 
     def handlers(self) -> dict[str, Handler]:
+        """By the name of what they get."""
         return {
             "ipvs": self.listing,
             "ipvs-info": self.info,
