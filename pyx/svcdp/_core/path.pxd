@@ -158,9 +158,15 @@ cdef inline void route_fragment(
         else:
             decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_FRAGMENT)
         return
+    taken.destination = 0
     route(engine, worker, snapshot, packet, view, NULL, now, &taken)
     if packet.verdict != SVCDP_VERDICT_FORWARD:
         return
+    if taken.destination != packet.destination:
+        # Scheduled by itself, it went along no connection.
+        taken.destination = packet.destination
+        taken.direction = FROM_CLIENT
+        taken.method = dest_of(&engine.destinations, packet.destination).config.method
     if taken.method == METHOD_MASQ:
         copy_address(taken.source, packet.data + source_offset(view.words), view.words)
         copy_address(taken.target, packet.data + destination_offset(view.words), view.words)
