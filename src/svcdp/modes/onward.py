@@ -25,6 +25,9 @@ class Onward:
     For a tunnel that is its source address and the path's MTU, as this host's routes have them.
     For ``dr`` it is a mark, for a policy route to the destination. A destination that is this
     host itself becomes ``local``, as with IPVS.
+
+    A virtual address that is this host's own cannot be forwarded by ``dr``: the kernel looks for
+    local addresses before it looks at marks. That is logged.
     """
 
     def __init__(self, rules: Backend, plan: CapturePlan) -> None:
@@ -73,6 +76,13 @@ class Onward:
         self._marks = {a: mark for a, mark in self._marks.items() if Hop(mark, a) in wanted}
 
     def _complete(self, spec: ServiceSpec) -> ServiceSpec:
+        path = self._paths.get(spec.address)
+        if path is not None and path.is_local and _has(spec, ForwardMethod.DR):
+            log.warning(
+                "dr needs a virtual address that this host does not have: remove it here, and"
+                " route it to this host (ip neighbour add proxy)",
+                extra={"service": spec, "address": spec.address},
+            )
         completed = (self._destination(spec, each) for each in spec.destinations)
         return replace(spec, destinations=tuple(each for each in completed if each is not None))
 
@@ -114,11 +124,18 @@ class Onward:
 
 
 def _is_open(spec: ServiceSpec) -> bool:
-    return any(each.method in _UNCHANGED for each in spec.destinations)
+    return _has(spec, *_UNCHANGED)
+
+
+def _has(spec: ServiceSpec, *methods: str) -> bool:
+    return any(each.method in methods for each in spec.destinations)
 
 
 def _addresses(specs: Iterable[ServiceSpec]) -> Iterator[str]:
+    """Those whose paths matter."""
     for spec in specs:
+        if _has(spec, ForwardMethod.DR) and spec.protocol != "fwmark":
+            yield spec.address
         for each in spec.destinations:
             if each.method in _UNCHANGED:
                 yield each.address

@@ -306,3 +306,15 @@ def test_firewall_marks_are_applied_with_all_rules(bench: Bench) -> None:
     bench.mode.trim()
     assert bench.kernel.calls == ["apply"] * 3
     assert bench.kernel.held == bench.wanted
+
+
+def test_a_virtual_address_of_the_node_is_warned_of(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.kernel.routes[VIP] = Path("lo", "", VIP, 65536, is_local=True)
+    bench.mode.update([by("tunnel", "10.1.0.1", tunnel=TunnelSpec())], [])
+    assert caplog.records == []
+    bench.mode.update([by("dr", "10.1.0.1")], [])
+    (record,) = caplog.records
+    assert record.message.startswith("dr needs a virtual address that this host does not have")
+    assert record.address == VIP
