@@ -34,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def agree(scenario: Scenario, verdicts: dict[str, Result]) -> None:
+def agree(scenario: Scenario, verdicts: dict[str, Result], kernel: UserModeLinux) -> None:
     """The dataplane did as the kernel did."""
     result = verdicts[scenario.name]
-    assert_same(scenario, result, Replay(scenario).run(result))
+    assert_same(scenario, result, Replay(scenario).run(result), kernel.release)

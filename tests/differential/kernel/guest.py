@@ -364,6 +364,7 @@ def work_all(scenarios: list[dict[str, Any]], first: int) -> list[Any]:
 
 def main(folder: Path) -> None:
     boot()
+    (folder / "release").write_text(os.uname().release)
     line = os.open(LINE, os.O_RDWR | os.O_NOCTTY)
     tty.setraw(line)
     done = 0

@@ -64,11 +64,10 @@ def padded(packet: Packet, length: int) -> Packet:
     return packet / Raw(b"\x5a" * (length - len(packet)))
 
 
-def icmp_errors(family: int, source: str, about: Packet, **fields: Any) -> list[Packet]:
+def icmp_errors(source: str, about: Packet, quoted: bytes = b"", **fields: Any) -> list[Packet]:
     """Every kind of ICMP error, about a packet, to its sender."""
-    quoted = about.__class__(bytes(about))
     bodies: list[Packet]
-    if family == 4:
+    if about.version == 4:
         bodies = [
             ICMP(type=3, code=1),
             ICMP(type=3, code=3),
@@ -76,9 +75,8 @@ def icmp_errors(family: int, source: str, about: Packet, **fields: Any) -> list[
             ICMP(type=4),
             ICMP(type=5, gw="192.0.2.77"),
             ICMP(type=11),
-            ICMP(type=12, ptr=9),
         ]
-        data = bytes(quoted)[:72]
+        data = quoted or bytes(about)[:72]
     else:
         bodies = [
             ICMPv6DestUnreach(code=4),
@@ -86,12 +84,9 @@ def icmp_errors(family: int, source: str, about: Packet, **fields: Any) -> list[
             ICMPv6TimeExceeded(),
             ICMPv6ParamProblem(code=1),
         ]
-        data = bytes(quoted)[:200]
-    return [header(family, source, quoted.src, **fields) / body / Raw(data) for body in bodies]
-
-
-def ip_of(packet: Packet) -> Packet:
-    return packet[IP] if packet.haslayer(IP) else packet[IPv6]
+        data = quoted or bytes(about)[:200]
+    outer = header(about.version, source, about.src, **fields)
+    return [outer / body / Raw(data) for body in bodies]
 
 
 def udp(port: int, to: int = 80, payload: bytes = b"hello", **fields: Any) -> Packet:

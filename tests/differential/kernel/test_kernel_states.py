@@ -16,7 +16,7 @@ METHODS = {"nat": "-m", "route": "-g"}
 
 #: TCP flags from the client ("c") and from the server ("s").
 TCP = [f"{side}{flags}" for side in "cs" for flags in ("S", "FA", "A", "RA")]
-ODD = ["c", "s", "cP", "sP", "cSA", "sSA", "cSF", "sFR"]
+ODD = ["c", "s", "cP", "sP", "cSA", "sSA", "cSF", "cSR", "sFR"]
 FIRST = ("cA", "cFA", "c", "cSA", "cRA", "cSR")
 
 CHUNKS = {

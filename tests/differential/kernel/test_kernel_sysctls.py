@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import wire
+from replay import routed
 from scenario import Packet, Scenario
 from topology import CLIENT, FOREIGN, MARKED, VIRTUAL, server
 
@@ -128,7 +129,11 @@ def unserved() -> Scenario:
     )
     scenario.ipvs(f"-e {TCP} -r {server(1)}:80 -m -w 1 -x 1").send(packet(5), packet(6))
     scenario.send(wire.packet("tcp", CLIENT[4], 7, VIRTUAL[4], 81))
-    return scenario.send(wire.packet("sctp", CLIENT[4], 7, VIRTUAL[4], 80)).connections()
+    scenario.ipvs(f"-A -t {VIRTUAL[4]}:90 -s rr", f"-a -t {VIRTUAL[4]}:90 -r {server(1)}:90 -m")
+    scenario.send(wire.packet("tcp", CLIENT[4], 20, VIRTUAL[4], 90))
+    ours = [[["s1", routed(wire.packet("tcp", CLIENT[4], 20, server(1), 90)).hex()]]]
+    scenario.differs(ours, "port 20 is FTP data for services of that helper only")
+    return scenario.send(wire.packet("sctp", CLIENT[4], 7, VIRTUAL[4], 80))
 
 
 def chosen_timeouts() -> Scenario:

@@ -84,6 +84,11 @@ class UserModeLinux:
                 raise RuntimeError(f"{scenario['name']}, in the guest:\n{result}")
         return results
 
+    @property
+    def release(self) -> str:
+        """Of the kernel."""
+        return (self._folder / "release").read_text()
+
     def _hear(self, word: str, seconds: float) -> None:
         """Wait until the guest says ``word``. RuntimeError with its console if it does not."""
         heard = b""
