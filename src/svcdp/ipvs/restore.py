@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from functools import lru_cache
+from ipaddress import IPv4Address, ip_address
 
 from svcdp import schedulers
 from svcdp.errors import ConfigError
 from svcdp.ipvs.names import Names
 from svcdp.ipvs.words import CHECKSUMS, METHODS, SERVICES, Command, read_number, read_words
-from svcdp.records import Endpoint, Key, check_destination, check_service
+from svcdp.records import Endpoint, Key, check_destination, check_service, parse_address
 from svcdp.types import DestinationSpec, ServiceSpec, SourceRule, TunnelSpec, fwmark_key
 
 __all__ = ["STATES", "new_service", "parse"]
@@ -199,16 +200,16 @@ class _Table:
         return address, self._names.number(port, protocol)
 
     def _address(self, host: str, version: int) -> str:
-        address: IPv4Address | IPv6Address | None = None
+        address = None
         try:
-            address = ip_address(host)
+            address = parse_address(host)
         except ValueError:
             # Names end in a label with a letter first (RFC 1123 2.1); no half-written number does.
             if ":" not in host and host.rpartition(".")[2][:1].isalpha():
-                address = ip_address(self._names.address(host, version))
-        if address is None or address.version != version or "%" in host:
+                address = parse_address(self._names.address(host, version))
+        if address is None or address.version != version:
             raise ConfigError(f"{host!r} is no IPv{version} address")
-        return str(address)
+        return address.text
 
 
 def new_service(key: Key) -> ServiceSpec:
@@ -293,11 +294,16 @@ def _read_tunnel(options: Options) -> TunnelSpec:
 
 
 def _check_unicast(text: str) -> None:
+    if not _is_unicast(text):
+        raise ConfigError(f"-r: {text} cannot be a server's: not unicast, or link-local")
+
+
+@lru_cache(maxsize=1 << 17)  # many services have the same servers
+def _is_unicast(text: str) -> bool:
     address = ip_address(text)
-    if (
+    return not (
         address.is_multicast
         or address.is_unspecified
         or text == "255.255.255.255"
         or (address.version == 6 and address.is_link_local)
-    ):
-        raise ConfigError(f"-r: {text} cannot be a server's: not unicast, or link-local")
+    )
