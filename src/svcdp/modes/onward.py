@@ -26,8 +26,9 @@ class Onward:
     For ``dr`` it is a mark, for a policy route to the destination. A destination that is this
     host itself becomes ``local``, as with IPVS.
 
-    A virtual address that is this host's own cannot be forwarded by ``dr``: the kernel looks for
-    local addresses before it looks at marks. That is logged.
+    To a virtual address that is this host's own the kernel delivers before it looks at marks:
+    ``dr`` needs the address elsewhere, or the rule for local addresses after those for marks.
+    That is logged.
     """
 
     def __init__(self, rules: Backend, plan: CapturePlan) -> None:
@@ -79,8 +80,8 @@ class Onward:
         path = self._paths.get(spec.address)
         if path is not None and path.is_local and _has(spec, ForwardMethod.DR):
             log.warning(
-                "dr needs a virtual address that this host does not have: remove it here, and"
-                " route it to this host (ip neighbour add proxy)",
+                "dr needs a virtual address that this host does not have, or looks for later:"
+                " ip rule add priority 5000 lookup local; ip rule delete priority 0",
                 extra={"service": spec, "address": spec.address},
             )
         completed = (self._destination(spec, each) for each in spec.destinations)

@@ -105,6 +105,26 @@ def test_dr(cluster: Topology, directing: Directing, family: int) -> None:
     assert traces(cluster.node) == before
 
 
+@FAMILIES
+def test_dr_where_the_node_has_the_virtual_address(
+    cluster: Topology, directing: Directing, family: int
+) -> None:
+    """As directors of IPVS do: its rule for local addresses must come after those for marks."""
+    ip = f"-{'46'[family]}"
+    for rule in (["add", "priority", "5000", "lookup", "local"], ["delete", "priority", "0"]):
+        cluster.node.run(["ip", ip, "rule", *rule])
+    cluster.node.add_address("lo", f"{VIRTUAL[family]}/{(32, 128)[family]}")
+    for server in cluster.servers[:2]:
+        holds(server, VIRTUAL[family])
+        # Here replies pass the node; to it they seem to come from itself.
+        cluster.node.sysctl(f"net.ipv4.conf.{server.namespace.name}.accept_local", 1)
+    before = traces(cluster.node)
+    with directing(service(cluster, family, "dr")):
+        answers = {whom(cluster.client, VIRTUAL[family], cluster.direct_port) for _ in range(4)}
+    assert answers == {("a", CLIENTS[family]), ("b", CLIENTS[family])}
+    assert traces(cluster.node) == before
+
+
 @pytest.fixture
 def decap(cluster: Topology) -> Iterator[Callable[..., None]]:
     """Starts the other end of tunnels on the first two servers."""
