@@ -81,6 +81,9 @@ cdef inline uint8_t send_by(
     """Send a packet of a client by a forwarding method, all but NAT: PARSED, or why not."""
     cdef const DestConfig *config = target.config
     cdef uint8_t problem
+    if method == METHOD_TUNNEL and unlikely(config.method != METHOD_TUNNEL):
+        # The destination was edited. It still has the virtual address.
+        method = METHOD_DR
     if method == METHOD_TUNNEL:
         problem = send_through(
             packet, view, target, config, engine.settings.pmtu_disc, &worker.random)
@@ -231,15 +234,26 @@ cdef inline void use(
         traffic.bytes_out += view.end
 
 
+cdef inline bint is_steady(const Conn *conn, const View *view) noexcept nogil:
+    """Whether the packet leaves its connection's state as it is. ICMP errors have no flags."""
+    if likely(conn.state == STATE_ESTABLISHED):
+        return view.tcp_flags & TCP_STATE == TCP_ACK
+    # A reply may have something to say to a template.
+    return conn.state == STATE_UDP and conn.control == 0 and not view.quoted
+
+
 cdef inline bint is_plain(
     Engine *engine, const Conn *conn, const View *view, uint32_t direction, int64_t now
 ) noexcept nogil:
     """Whether a packet changes nothing of its connection but timer and counters, and needs no
-    more than its forwarding method does: most packets. ICMP errors have no flags here.
+    more than its forwarding method does: most packets.
     """
     return (
-        conn.state == STATE_ESTABLISHED and view.tcp_flags & TCP_STATE == TCP_ACK
-        and not conn.flags & (CONN_WATCHED | CONN_HELPED)
+        is_steady(conn, view)
+        and not conn.flags & CONN_HELPED
+        and not (
+            conn.flags & CONN_WATCHED
+            and dest_of(&engine.destinations, conn.destination).removed)
         and not (direction == FROM_DESTINATION and conn.flags & CONN_METHOD)
         and conn.deadline > now
         and not engine.is_attentive)
