@@ -167,6 +167,10 @@ class Director:
         """
         return [self._send(side, bytes.fromhex(packet)) for packet in packets]
 
+    def do_pieces(self, side: str, *packets: str) -> list[list[str]]:
+        """Let the fragments of a packet come in; what they all make come out."""
+        return [out for came in self.do_send(side, *packets) for out in came]
+
     def _send(self, side: str, packet: bytes) -> list[list[str]]:
         self._sides[side].send(frame(packet))
         self._sides["c"].send(frame(PROBE))

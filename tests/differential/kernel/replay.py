@@ -216,6 +216,9 @@ class Replay:
             for data in packets
         ]
 
+    def _pieces(self, side: str, *packets: str) -> list[list[str]]:
+        return [out for came in self._send(side, *packets) for out in came]
+
     def _packet(self, side: str, packet: bytes) -> list[tuple[str, bytes]]:
         """What comes out for a packet that came in from ``side``, and where."""
         target = wire.read(packet).destination

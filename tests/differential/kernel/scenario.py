@@ -20,6 +20,7 @@ GUE_PORT = 6080
 GUE_PORT_BYTES = struct.pack("!H", GUE_PORT)
 #: Sources of tunnels.
 OWN = {ip_address(director(side, version)).packed for side in SIDES for version in (4, 6)}
+FRAGMENT_HEADER = 44  # RFC 8200, 4.5
 #: The port of a persistence template that IPVS gave up but keeps until it expires.
 GIVEN_UP = 0xFFFF
 #: Of who makes an error: internetwork control (RFC 1812 4.3.2.5). Errors that pass keep theirs.
@@ -62,6 +63,12 @@ class Scenario:
     def send(self, *packets: Packet, side: str = "c") -> Scenario:
         """Let packets come in."""
         return self._step("send", side, *(bytes(packet).hex() for packet in packets))
+
+    def send_pieces(self, *packets: Packet, side: str = "c") -> Scenario:
+        """Let the fragments of one packet come in. The kernel makes one of them and then other
+        fragments; what counts is what their receiver makes of those.
+        """
+        return self._step("pieces", side, *(bytes(packet).hex() for packet in packets))
 
     def wait(self, seconds: float) -> Scenario:
         return self._step("wait", seconds)
@@ -116,6 +123,8 @@ def comparable(step: list[Any], theirs: Outcome, mine: Outcome) -> tuple[Outcome
     if step[0] == "send":
         pairs = [_packets(step[1], *pair) for pair in zip(theirs, mine, strict=True)]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    if step[0] == "pieces":
+        return whole(theirs), whole(mine)
     if step[0] == "connections":
         theirs = [row for row in theirs if row[4] != GIVEN_UP]
         mine = [_within_a_second(row, theirs) for row in mine]
@@ -144,6 +153,36 @@ def _packets(side: str, *outcomes: list[list[str]]) -> list[list[list[str]]]:
     if places <= {side}:
         return [[out for out in came if out[0] != "host"] for came in shown]
     return shown
+
+
+def whole(came: list[list[str]]) -> list[list[str]]:
+    """The packets of which these are the fragments, which must be in order and complete."""
+    done: list[list[str]] = []
+    payloads: dict[tuple[str, bytes], bytes] = {}
+    for side, text in came:
+        data = bytes.fromhex(text)
+        if data[0] >> 4 == 4:
+            position = int.from_bytes(data[6:8], "big")
+            offset, more, start = (position & 0x1FFF) * 8, position & 0x2000, 20
+            # Without what tells fragments from each other; DF is not theirs any more.
+            header = (
+                data[:2] + bytes(2) + data[4:6] + bytes(2) + data[8:10] + bytes(2) + data[12:20]
+            )
+        elif data[6] == FRAGMENT_HEADER:
+            position = int.from_bytes(data[42:44], "big")
+            offset, more, start = position & 0xFFF8, position & 1, 48
+            header = data[:4] + bytes(2) + data[40:41] + data[7:40]
+        else:
+            offset, more, start = 0, 0, 40
+            header = data[:4] + bytes(2) + data[6:40]
+        before = payloads.pop((side, header), b"")
+        assert len(before) == offset
+        if more:
+            payloads[side, header] = before + data[start:]
+        else:
+            done.append([side, (header + before + data[start:]).hex()])
+    assert not payloads
+    return done
 
 
 def _within_a_second(row: list[Any], others: Iterable[list[Any]]) -> list[Any]:

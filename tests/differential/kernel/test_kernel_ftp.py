@@ -1,151 +1,85 @@
-"""The FTP helper: what both ends read, how their segments are numbered, and data connections."""
+"""FTP: addresses in control connections, and the data connections that they announce."""
 
 from __future__ import annotations
 
-import struct
-from typing import Any
-
 import pytest
-import wire
+from packets import header
+from scapy.layers.inet import TCP
+from scapy.packet import Raw
 from scenario import Scenario
-from services import shown
 from topology import CLIENT, VIRTUAL, server
 
-WINDOW = 5000
-DATA = 5001
-#: A server's first bytes; the client's are 0.
-GREETING = b"220 ready\r\n"
+PORT = 40000
+SERVICE = f"-t {VIRTUAL[4]}:21"
 
 
 class Session:
-    """An FTP session, as its two ends see it, with the numbers that each of them gives."""
+    """A control connection, with sequence numbers as its ends count them."""
 
     def __init__(self, name: str) -> None:
-        self.client, self.virtual, self.server = (
-            (CLIENT[4], 40000),
-            (VIRTUAL[4], 21),
-            (server(1), 21),
+        self.scenario = Scenario(name)
+        self.scenario.ipvs(f"-A {SERVICE} -s rr", f"-a {SERVICE} -r {server(1)}:21 -m")
+        self._sent = {"c": 1000, "s1": 5000}
+        self._segment("c", "S")
+        self._segment("s1", "SA")
+        self._segment("c", "A")
+
+    def _segment(self, side: str, flags: str, text: str = "") -> None:
+        other = {"c": "s1", "s1": "c"}[side]
+        ports = (PORT, 21) if side == "c" else (21, PORT)
+        ends = (CLIENT[4], VIRTUAL[4]) if side == "c" else (server(1), CLIENT[4])
+        tcp = TCP(
+            sport=ports[0], dport=ports[1], flags=flags, seq=self._sent[side], ack=self._sent[other]
         )
-        self.scenario = Scenario(f"ftp-{name}")
-        name = f"-t {shown(*self.virtual)}"
-        self.scenario.ipvs(f"-A {name} -s rr", f"-a {name} -r {shown(*self.server)} -m")
-        #: next byte of client and server, and how much longer the server's text has become
-        self.said, self.told, self.grown = 1000, 5000, 0
-        self.from_client(b"", "S", acknowledged=0)
-        self.said += 1
-        self.from_server(b"", "SA")
-        self.told += 1
-        self.from_client(b"", "A")
-        self.from_server(GREETING)
+        self.scenario.send(bytes(header(4, *ends) / tcp / Raw(text.encode())), side=side)
+        self._sent[side] += len(text) + ("S" in flags)
 
-    def from_client(self, text: bytes, flags: str = "PA", **fields: Any) -> None:
-        fields = {"number": self.said, "acknowledged": self.told + self.grown} | fields
-        self.scenario.send(segment(self.client, self.virtual, flags, text, **fields))
-        self.said += len(text)
+    def client(self, text: str) -> None:
+        self._segment("c", "PA", f"{text}\r\n")
 
-    def from_server(self, text: bytes, flags: str = "PA", grows: int = 0, **fields: Any) -> None:
-        fields = {"number": self.told, "acknowledged": self.said} | fields
-        self.scenario.send(segment(self.server, self.client, flags, text, **fields), side="s1")
-        self.told += len(text)
-        self.grown += grows
-
-    def passive_data(self, port: int = DATA, client_port: int = 40001) -> None:
-        """A data connection that the client opens."""
-        here, there = (self.client[0], client_port), (self.server[0], port)
-        virtual = (self.virtual[0], port)
-        self.scenario.send(segment(here, virtual, "S", number=1))
-        self.scenario.send(segment(there, here, "SA", number=1, acknowledged=2), side="s1")
-        self.scenario.send(segment(here, virtual, "A", number=2, acknowledged=2))
+    def server(self, text: str) -> None:
+        self._segment("s1", "PA", f"{text}\r\n")
 
 
-def segment(
-    source: tuple[str, int],
-    target: tuple[str, int],
-    flags: str,
-    text: bytes = b"",
-    number: int = 0,
-    acknowledged: int = 0,
-    options: bytes = b"",
-) -> bytes:
-    bits = sum(wire.FLAGS[flag] for flag in flags)
-    length = (20 + len(options)) // 4 << 4
-    ports = struct.pack("!HHII", source[1], target[1], number, acknowledged)
-    header = ports + struct.pack("!BBHHH", length, bits, WINDOW, 0, 0)
-    return bytes(wire.ip(source[0], target[0], wire.TCP, header + options + text))
+def comma(address: str, port: int) -> str:
+    """As PORT and the answer to PASV write it (RFC 959)."""
+    return ",".join([*address.split("."), str(port >> 8), str(port & 255)])
 
 
-def host_port(address: str, port: int) -> bytes:
-    return f"{address.replace('.', ',')},{port >> 8},{port & 255}".encode()
+def opened(session: Session, side: str, source: tuple[str, int], target: tuple[str, int]) -> None:
+    """A data connection begins."""
+    syn = TCP(sport=source[1], dport=target[1], flags="S", seq=1)
+    session.scenario.send(bytes(header(4, source[0], target[0]) / syn), side=side).connections()
 
 
-def grows_by(session: Session) -> int:
-    return len(session.virtual[0]) - len(session.server[0])
-
-
-def passive(text: bytes) -> Scenario:
-    session = Session(f"passive-{text[4:11].decode().strip()}")
-    session.from_client(b"PASV\r\n")
-    session.from_server(text % host_port(session.server[0], DATA), grows=grows_by(session))
-    session.from_client(b"", "A")
+def passive(answer: str, command: str, port: int) -> Scenario:
+    """The client opens the data connection, to where the server said."""
+    session = Session(f"ftp-{command}-{port}")
+    session.server("220 ready")
+    session.client(command)
+    session.server(answer)
     session.scenario.connections()
-    session.passive_data()
-    session.from_client(b"LIST\r\n")
-    session.from_server(b"150 here\r\n")
-    session.from_server(b"226 done\r\n", number=session.told)
-    session.from_client(b"QUIT\r\n")
+    opened(session, "c", (CLIENT[4], 41000), (VIRTUAL[4], port))
+    session.server("150 here it comes")  # after a line of another length
+    session.client("QUIT")
     return session.scenario.connections()
 
 
-def extended_passive() -> Scenario:
-    session = Session("extended-passive")
-    session.from_client(b"EPSV\r\n")
-    session.from_server(f"229 Extended (|||{DATA}|)\r\n".encode())
-    session.from_client(b"", "A")
+def active(command: str) -> Scenario:
+    """The server opens the data connection, from port 20."""
+    session = Session(f"ftp-{command.split()[0]}")
+    session.client(command)
+    session.server("200 PORT command successful")
     session.scenario.connections()
-    session.passive_data()
-    return session.scenario.connections()
-
-
-def active() -> Scenario:
-    session = Session("active")
-    session.from_client(b"PORT %s\r\n" % host_port(session.client[0], 40001))
-    session.from_server(b"200 ok\r\n")
-    session.scenario.connections()
-    client, real, virtual = (CLIENT[4], 40001), (session.server[0], 20), (VIRTUAL[4], 20)
-    session.scenario.send(segment(real, client, "S", number=1), side="s1")
-    session.scenario.send(segment(client, virtual, "SA", number=1, acknowledged=2))
-    session.scenario.send(segment(real, client, "A", number=2, acknowledged=2), side="s1")
-    return session.scenario.connections()
-
-
-def repeated() -> Scenario:
-    """Replies that were lost and are sent again, and several of them."""
-    session = Session("repeated")
-    text = b"227 Entering (%s).\r\n" % host_port(session.server[0], DATA)
-    for _ in range(3):
-        session.from_client(b"PASV\r\n")
-        session.from_server(text, grows=grows_by(session))
-        session.from_client(b"", "A")
-        session.from_server(b"200 fine\r\n")
-        session.from_client(b"", "A")
-    return session.scenario.connections()
-
-
-def unasked() -> Scenario:
-    session = Session("unasked")
-    session.from_server(b"227 Entering (%s).\r\n" % host_port(session.server[0], DATA))
-    session.from_client(b"NOOP\r\n")
-    session.from_server(b"200 PASV\r\n")
-    return session.scenario.connections()
+    opened(session, "s1", (server(1), 20), (CLIENT[4], 41000))
+    return session.scenario
 
 
 SCENARIOS = [
-    passive(b"227 Entering Passive Mode (%s).\r\n"),
-    passive(b"227 =%s\r\n"),
-    extended_passive(),
-    active(),
-    repeated(),
-    unasked(),
+    passive(f"227 Entering Passive Mode ({comma(server(1), 30000)}).", "PASV", 30000),
+    passive("229 Entering Extended Passive Mode (|||30001|)", "EPSV", 30001),
+    active(f"PORT {comma(CLIENT[4], 41000)}"),
+    active(f"EPRT |1|{CLIENT[4]}|41000|"),
 ]
 
 
