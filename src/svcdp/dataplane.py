@@ -6,7 +6,9 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import reduce
 from itertools import pairwise
+from operator import or_
 from typing import Self
 
 from svcdp import schedulers
@@ -136,6 +138,8 @@ class Dataplane(Core):
     _installed: dict[Key, Installed]
     #: Removed destinations that connections still use, by id, with the service they served.
     _drained: dict[int, tuple[ServiceSpec, DestinationSpec, Handle]]
+    #: What was captured for destinations before they were edited, for their connections of then.
+    _former: dict[tuple[int, Captures], Handle]
     _affinities: dict[str, int]
     _affinity_last: int
     #: (address, protocol) that have, or had, a range of ports.
@@ -177,6 +181,7 @@ class Dataplane(Core):
         self._committing = False
         self._installed = {}
         self._drained = {}
+        self._former = {}
         self._affinities = {}
         self._affinity_last = 0
         self._ranged = set()
@@ -345,12 +350,28 @@ class Dataplane(Core):
             del self._drained[id]
         for entry in gone:
             self._drained[entry[2].id] = entry
+        for key, base in outgoing.items():
+            if key in installed:
+                self._note_former(base, installed[key])
         if any(
             base.record.affinity
             and (key not in installed or installed[key].record.affinity != base.record.affinity)
             for key, base in outgoing.items()
         ):
             self._collect_affinities()
+
+    def _note_former(self, before: Installed, after: Installed) -> None:
+        """Known connections go on as they began, so their packets must come as before."""
+        same_ports = _ports_captured(before.spec) == _ports_captured(after.spec)
+        members = {(m.address, m.port): m for m in after.spec.destinations}
+        for member in before.spec.destinations:
+            now = members.get((member.address, member.port))
+            if now is None or (same_ports and now is member):
+                continue
+            former = _captures([(before.spec, member)])
+            handle = before.handles[member.address, member.port]
+            if former != _captures([(after.spec, now)]) and (handle.active or handle.inactive):
+                self._former[handle.id, former] = handle
 
     def _check_overlaps(self, services: dict[Key, VirtualService | None]) -> None:
         """ConflictError when a port would belong to two ranges of one address. Every port (0) is
@@ -558,7 +579,9 @@ class Dataplane(Core):
         """
         with self._lock:
             self._collect_drained()
-            return _captures((spec, member) for spec, member, _ in self._drained.values())
+            self._former = {k: h for k, h in self._former.items() if h.active or h.inactive}
+            drained = _captures((spec, member) for spec, member, _ in self._drained.values())
+            return reduce(or_, (former for _, former in self._former), drained)
 
     def sweep(self, now: int | None = None, limit: int | None = None) -> None:
         """Drop expired connections among the next ``limit`` (default: all) of each family."""
@@ -647,6 +670,11 @@ def _has_data_ports(spec: ServiceSpec) -> bool:
     """
     is_ftp = spec.port == 21 and spec.protocol == "tcp" and not spec.last_port
     return bool(spec.helper) or (is_ftp and spec.persistence is not None)
+
+
+def _ports_captured(spec: ServiceSpec) -> tuple[int, bool]:
+    """What of a service, beside its key, decides about the ports to capture."""
+    return spec.last_port, _has_data_ports(spec)
 
 
 def _replies(spec: ServiceSpec, member: DestinationSpec) -> Iterator[tuple[str, str, int]]:

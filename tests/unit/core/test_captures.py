@@ -135,6 +135,40 @@ def test_captures(case: str) -> None:
     assert bench.dp.captures() == Captures()
 
 
+EDITS: dict[str, tuple[DestinationSpec, dict[str, Any], DestinationSpec, dict[str, Any]]] = {
+    "method": (ONE, {}, replace(ONE, method="dr"), {}),
+    "method back": (replace(ONE, method="dr", mark=5), {}, ONE, {}),
+    "range": (
+        ANY,
+        {"port": 50, "last_port": 100},
+        ANY,
+        {"port": 50, "last_port": 60},
+    ),
+    "tunnel": (TUNNEL, {}, replace(ONE, method="dr"), {}),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_connections_made_before_an_edit(edit: str) -> None:
+    """They go on as they began."""
+    one, fields, other, edited = EDITS[edit]
+    bench = Bench()
+    bench.serve(one, **fields)
+    before = bench.dp.captures()
+    bench.serve(other, **edited)
+    after = bench.dp.captures()
+    assert bench.dp.draining() == Captures()
+    bench.serve(one, **fields)
+    bench.send()
+    bench.serve(other, **edited)
+    assert bench.dp.captures() == before | after
+    assert bench.dp.draining() == before
+    bench.now += 1000 * SECOND
+    bench.dp.sweep()
+    assert bench.dp.captures() == after
+    assert bench.dp.draining() == Captures()
+
+
 def test_a_service_without_destinations_is_captured_too() -> None:
     """To be rejected."""
     bench = Bench()
