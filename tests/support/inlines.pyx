@@ -88,15 +88,6 @@ def kind_of(uint8_t state):
     return bool(is_active(state)), bool(is_half_open(state)), bool(is_closed(state))
 
 
-def to_kernel(uint8_t state):
-    return kernel_state(state)
-
-
-def from_kernel(uint8_t protocol, uint32_t number):
-    cdef uint8_t state = state_of_kernel(protocol, number)
-    return None if state == STATE_COUNT else state
-
-
 # -- sip.pxd, persist.pxd ------------------------------------------------------------------------
 
 def sip(bytes text):

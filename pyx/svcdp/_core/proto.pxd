@@ -53,7 +53,6 @@ cdef enum:
     MACHINE_OUT = 1
     MACHINE_IN_ONLY = 2        # from the client, and no reply was ever seen
     MACHINE_SECURE = 3         # added to one of these: secure_tcp
-    MACHINE_COUNT = 6
 
     EVENT_SYN = 0
     EVENT_FIN = 1
@@ -329,22 +328,3 @@ cdef inline bint is_half_open(uint8_t state) noexcept nogil:
 cdef inline bint is_active(uint8_t state) noexcept nogil:
     """Whether schedulers count the connection as active. UDP never is."""
     return STATES_ACTIVE >> state & 1
-
-
-cdef inline uint8_t kernel_state(uint8_t state) noexcept nogil:
-    """The kernel's number of a state: what the sync protocol carries."""
-    if state == STATE_UDP:
-        return 0
-    return state if state < STATE_UDP else state - STATE_SCTP_NONE
-
-
-cdef inline uint8_t state_of_kernel(uint8_t protocol, uint32_t number) noexcept nogil:
-    """The protocol's state that has this number in the kernel, or STATE_COUNT: there is none."""
-    cdef uint32_t state = first_state(protocol) + number
-    cdef uint32_t last = (
-        STATE_SYNACK if protocol == PROTOCOL_TCP
-        else STATE_SCTP_CLOSED if protocol == PROTOCOL_SCTP
-        else STATE_UDP if protocol == PROTOCOL_UDP
-        else STATE_NONE
-    )
-    return <uint8_t>state if number <= last - first_state(protocol) else STATE_COUNT
