@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import threading
 
 import pytest
 import wire
 from bench import CLIENT, SECOND, Bench
+
+import svcdp
 
 DAY = 24 * 3600 * SECOND
 MARK = 3
@@ -190,3 +193,38 @@ def test_another_scheduler_forgets(scheduler: str) -> None:
         with farm.dp.transaction() as tx:
             tx.service("0.0.0.0", MARK, "fwmark", scheduler=name)
     assert farm.pick(address(1)) == 1
+
+
+@pytest.mark.parametrize("scheduler", ["lblc", "lblcr"])
+def test_threads_share_what_is_remembered(scheduler: str) -> None:
+    """Packets of two threads while servers come and go: in the end nothing holds any server."""
+    farm = Farm(scheduler, 1, 1)
+    done = threading.Event()
+
+    def work(first: int) -> None:
+        batch = svcdp.PacketBatch(64)
+        while not done.is_set():
+            batch.clear()
+            first += 1
+            for n in range(64):
+                virtual = address((first + 7 * n) % 3000)
+                batch.append(
+                    wire.packet("udp", CLIENT[4], 1000 + first % 30000 + n, virtual, 80), mark=MARK
+                )
+            farm.dp.process_batch(batch, farm.now)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in (1000, 2000)]
+    for thread in threads:
+        thread.start()
+    for name in range(3, 25):
+        farm.change("add", name)
+        farm.change("remove", name - 2)
+        farm.now += 20 * SECOND
+    done.set()
+    for thread in threads:
+        thread.join()
+    with farm.dp.transaction() as tx:
+        tx.remove_service("0.0.0.0", MARK, "fwmark")
+    farm.now += DAY
+    farm.dp.sweep()
+    assert not farm.dp.draining_ids()
