@@ -37,7 +37,8 @@ class SyncScenario(Scenario):
             wire.packet("udp", server(5), 50000, GROUP, PORT, payload=message)
             for message in messages
         )
-        self.send(*packets, side=SIDE).wait(0.5)
+        self.send(*packets, side=SIDE)
+        self._step("messages", SIDE, 0.5)  # there are none, and nobody else has the CPU meanwhile
         return self
 
     def messages(self) -> SyncScenario:
@@ -61,7 +62,8 @@ class SyncReplay(Replay):
             self.receiver = Receiver(self.dp, syncid)
 
     def _messages(self, side: str, seconds: float) -> list[str]:
-        assert self.sender is not None
+        if self.sender is None:
+            return []
         return [message.hex() for message in (*self.said, *self.sender.flush())]
 
     def _send(self, side: str, *packets: str) -> list[list[list[str]]]:
@@ -69,19 +71,6 @@ class SyncReplay(Replay):
         if self.sender is not None:
             self.said += self.sender.messages(self._now / SECOND)
         return came
-
-    def _connections(self) -> list[Any]:
-        """The kernel lists templates among them."""
-        states = (state for state in self.dp.export_connections() if state.is_template)
-        templates = [
-            [
-                state.protocol.upper(),
-                *(state.client, state.client_port, state.virtual, state.virtual_port),
-                *(state.destination, state.destination_port, state.state, int(state.expires_in)),
-            ]
-            for state in states
-        ]
-        return super()._connections() + templates
 
     def _packet(self, side: str, packet: bytes) -> list[tuple[str, bytes]]:
         if packet[0] >> 4 == 4 and wire.read(packet).destination == GROUP:
