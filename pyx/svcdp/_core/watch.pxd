@@ -14,7 +14,7 @@ cdef enum:
 
 cdef struct Noted:
     uint32_t words
-    uint8_t record[RECORD_V6]
+    uint64_t record[RECORD_WORDS]  # a copy of a Conn
 
 cdef struct Watch:
     uint8_t lock
