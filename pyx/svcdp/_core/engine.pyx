@@ -19,6 +19,7 @@ from svcdp._core.path cimport *
 from svcdp._core.sched cimport advance
 from svcdp._core.service cimport service_free, service_new
 from svcdp._core.table cimport snapshot_new, snapshot_next, snapshot_services
+from svcdp._core.tunnel cimport prepare_tunnel
 
 import cython
 
@@ -668,6 +669,8 @@ cdef class Core:
                     memcpy(config.tunnel_source, PyBytes_AS_STRING(source), min(len(source), 16))
                     config.mtu = mtu
                     config.mark = mark
+                    if method == METHOD_TUNNEL:
+                        prepare_tunnel(config, dest_of(&self.engine.destinations, id))
         except BaseException:
             for _, pointer, _ in made:
                 free(<void *><uintptr_t>pointer)

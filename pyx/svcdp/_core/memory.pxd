@@ -7,6 +7,7 @@ cdef extern from * nogil:
     #ifndef SVCDP_MEMORY_H
     #define SVCDP_MEMORY_H
     #include <arpa/inet.h>
+    #include <endian.h>
     #include <stdint.h>
     #include <string.h>
 
@@ -15,6 +16,7 @@ cdef extern from * nogil:
     static inline uint64_t svcdp_load64(const void *p) { uint64_t v; memcpy(&v, p, 8); return v; }
     static inline void svcdp_store16(void *p, uint16_t v) { memcpy(p, &v, 2); }
     static inline void svcdp_store32(void *p, uint32_t v) { memcpy(p, &v, 4); }
+    static inline void svcdp_store64(void *p, uint64_t v) { memcpy(p, &v, 8); }
     static inline void svcdp_copy128(void *p, const void *q) { memcpy(p, q, 16); }
     #endif
     """
@@ -23,11 +25,14 @@ cdef extern from * nogil:
     uint64_t load64 "svcdp_load64"(const void *p)
     void store16 "svcdp_store16"(void *p, uint16_t v)
     void store32 "svcdp_store32"(void *p, uint32_t v)
+    void store64 "svcdp_store64"(void *p, uint64_t v)
     void copy128 "svcdp_copy128"(void *p, const void *q)
     uint16_t ntohs(uint16_t v)
     uint32_t ntohl(uint32_t v)
     uint16_t htons(uint16_t v)
     uint32_t htonl(uint32_t v)
+    uint64_t ntohll "be64toh"(uint64_t v)
+    uint64_t htonll "htobe64"(uint64_t v)
 
 
 # An address is 1 (IPv4) or 4 (IPv6) words of 32 bits, as on the wire.
