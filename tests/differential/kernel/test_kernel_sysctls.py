@@ -43,7 +43,9 @@ def removed_server(option: str, expire: int) -> Scenario:
     )
     scenario.send(*(packet(port, "A") for port in (1, 2)))
     scenario.ipvs(f"-d {TCP} -r {server(2)}:80", f"-d {UDP} -r {server(2)}:80")
-    if not expire:  # the kernel forgets them soon after: nobody can say when
+    if expire:
+        scenario.wait(0.3)  # the kernel forgets the connections soon after
+    else:
         scenario.send(answer(1, "A", 2), answer(1, number=2, protocol="udp"), side="s2")
     scenario.send(*(packet(port, "A") for port in (1, 2)))
     scenario.send(*(packet(port, protocol="udp") for port in (1, 2)))
@@ -59,7 +61,7 @@ def removed_service(expire: int) -> Scenario:
     """All servers of a service are gone with it."""
     scenario = two_servers("removed-service", expire_nodest_conn=expire)
     scenario.send(packet(1), packet(2), packet(1, "A"))
-    scenario.ipvs(f"-D {TCP}").send(packet(1, "A"), packet(2, "A"), packet(3))
+    scenario.ipvs(f"-D {TCP}").wait(0.3).send(packet(1, "A"), packet(2, "A"), packet(3))
     scenario.ipvs(f"-A {TCP} -s rr", f"-a {TCP} -r {server(1)}:80 -m")
     return scenario.send(packet(1, "A"), packet(2, "A"), packet(3), packet(2)).connections()
 
