@@ -43,7 +43,7 @@ class SyncScenario(Scenario):
 
     def messages(self) -> SyncScenario:
         """Observe what is said; the kernel does so when it is 2 s old."""
-        self._step("messages", SIDE, 4)
+        self._step("messages", SIDE, 6)
         return self
 
 
