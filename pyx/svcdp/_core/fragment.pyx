@@ -13,8 +13,6 @@ from svcdp._core.tunnel cimport IPV4_MIN_MTU, IPV6_MIN_MTU
 import secrets
 import struct
 
-from svcdp.errors import ConfigError
-
 cdef enum:
     OPTION_END = 0             # RFC 791, 3.1
     OPTION_NOP = 1
@@ -28,7 +26,7 @@ def fragment(packet, uint32_t mtu, identification=None):
 
     `packet`: a buffer with one IP packet; bytes behind it are left out. `identification`: of the
     IPv6 packet, 32 bits that are new to its pair of addresses; random when None. A packet that
-    fits comes out alone and as it is. ConfigError: it is no whole IP packet, is IPv4 with DF or an
+    fits comes out alone and as it is. ValueError: it is no whole IP packet, is IPv4 with DF or an
     IPv6 fragment already, or the MTU is below the least of IPv4 (68) or IPv6 (1280).
     """
     cdef bytes data = bytes(packet)
@@ -39,11 +37,11 @@ def fragment(packet, uint32_t mtu, identification=None):
     elif len(data) >= 40 and ip[0] >> 4 == 6:
         header, total, least = 40, 40 + ntohs(load16(ip + 4)), IPV6_MIN_MTU
     else:
-        raise ConfigError("not an IP packet: it cannot be fragmented")
+        raise ValueError("not an IP packet: it cannot be fragmented")
     if not 20 <= header <= total <= len(data):
-        raise ConfigError(f"an IP packet of {total} bytes, of which {len(data)} are there")
+        raise ValueError(f"an IP packet of {total} bytes, of which {len(data)} are there")
     if mtu < least:
-        raise ConfigError(f"MTU {mtu} is below {least}, the least of IPv{ip[0] >> 4}")
+        raise ValueError(f"MTU {mtu} is below {least}, the least of IPv{ip[0] >> 4}")
     data = data[:total]
     if total <= mtu:
         return [data]
@@ -79,9 +77,9 @@ cdef list fragment4(bytes packet, uint32_t header, uint32_t mtu):
     cdef list pieces = []
     cdef uint8_t *out
     if ip[6] & IP_DF:
-        raise ConfigError(f"an IPv4 packet of {total} bytes has DF: it must not be fragmented")
+        raise ValueError(f"an IPv4 packet of {total} bytes has DF: it must not be fragmented")
     if (field & IP_OFFSET) * 8 + total > 0xffff:
-        raise ConfigError("an IPv4 fragment that ends behind the greatest packet")
+        raise ValueError("an IPv4 fragment that ends behind the greatest packet")
     while at < total:
         size = total - at
         if 20 + len(options) + size > mtu:
@@ -113,21 +111,21 @@ cdef list fragment6(bytes packet, uint32_t mtu, object identification):
     if identification is None:
         identification = secrets.randbits(32)
     elif not 0 <= identification < 1 << 32:
-        raise ConfigError(f"identification {identification} is not of 32 bits")
+        raise ValueError(f"identification {identification} is not of 32 bits")
     # What routers on the way read stays in front: up to the routing header, else the hop-by-hop
     # options (RFC 8200, 4.5).
     while kind in (PROTOCOL_HOP_BY_HOP, PROTOCOL_ROUTING, PROTOCOL_DESTINATION_OPTIONS):
         if at + 8 > total or at + 8 + ip[at + 1] * 8 > total:
-            raise ConfigError("an IPv6 packet with damaged extension headers")
+            raise ValueError("an IPv6 packet with damaged extension headers")
         size = 8 + ip[at + 1] * 8
         if kind != PROTOCOL_DESTINATION_OPTIONS:
             end, last = at + size, at
         kind = ip[at]
         at += size
     if kind == PROTOCOL_FRAGMENT:
-        raise ConfigError("an IPv6 fragment: only its sender fragments an IPv6 packet")
+        raise ValueError("an IPv6 fragment: only its sender fragments an IPv6 packet")
     if end + 16 > mtu:
-        raise ConfigError(f"an IPv6 packet with {end} bytes of headers for routers; MTU {mtu}")
+        raise ValueError(f"an IPv6 packet with {end} bytes of headers for routers; MTU {mtu}")
     room = (mtu - end - 8) & ~<uint32_t>7
     at = end
     while at < total:
