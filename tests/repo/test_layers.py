@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "types": set(),
     "errors": set(),
     "abc": {"types", "errors"},
-    "_core": {"types", "errors"},
+    "_core": {"types"},
     "_io": {"_core", "types", "errors"},
     "schedulers": PLAIN,
     "dataplane": PLAIN | {"_core", "schedulers"},
