@@ -46,7 +46,7 @@ STATES = (
     "SCTP_SHUTDOWN_ACK_SENT", "SCTP_REJECTED", "SCTP_CLOSED",
 )
 
-METHODS = ("masq", "local", "tunnel", "dr", "bypass")
+cdef tuple METHODS = ("masq", "local", "tunnel", "dr", "bypass")
 
 # Outcomes of import_record().
 OUTCOMES = (INSERTED, FULL, KNOWN, CLASH)
