@@ -10,9 +10,7 @@ from svcdp.types import Reason, Settings, Verdict
 
 # protocol, client, port, virtual, port, destination, port, source, port, state, method, fwmark,
 # deadline (ns), packets, destination id
-_ConnectionRow = tuple[
-    str, str, int, str, int, str, int, str, int, str, str, int, int, int, int
-]
+_ConnectionRow = tuple[str, str, int, str, int, str, int, str, int, str, str, int, int, int, int]
 
 STATES: tuple[str, ...]
 OUTCOMES: tuple[int, int, int, int]
