@@ -184,7 +184,7 @@ UNEQUAL = ("change", [("add", 1, 1, 0, 0), ("add", 2, 20, 0, 0), ("add", 3, 1, 0
 @pytest.mark.parametrize(
     ("name", "flags"), SCHEDULERS, ids=["+".join((name, *flags)) for name, flags in SCHEDULERS]
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @example([FIVE, ("connect", [0] * 15), ("change", [("edit", 3, 0, 0, 0)]), ("connect", [1] * 9)], 4)
 @example([BOUNDED, ("connect", [0] * 9), ("close", [0, 1, 2]), ("connect", [0] * 6)], 4)
 @example([UNEQUAL, ("connect", [0, 1] * 20), ("close", [0] * 9), ("connect", [0, 1] * 9)], 6)
@@ -195,7 +195,7 @@ def test_every_pick(
     Pair(name, flags, version).do(history)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.one_of(CHANGE, CONNECT, CLOSE, SCHEDULE), max_size=14), VERSION)
 def test_the_scheduler_changes(history: list[tuple[str, list[Any]]], version: int) -> None:
     Pair("rr", (), version).do(history)
