@@ -4,7 +4,8 @@ Sources are in ``pyx/svcdp``, the package is in ``src/svcdp``. The wheel carries
 ``.pxd`` files and headers beside the modules, so that others can cimport the core.
 
 Environment: ``SVCDP_SANITIZE=1`` builds with AddressSanitizer and
-UndefinedBehaviorSanitizer, ``SVCDP_DEBUG=1`` without optimisation.
+UndefinedBehaviorSanitizer, ``SVCDP_SANITIZE=thread`` with ThreadSanitizer, ``SVCDP_DEBUG=1``
+without optimisation.
 """
 
 import os
@@ -22,8 +23,10 @@ COMPILE_ARGS = ["-std=c11", "-O3", "-Wall", "-Wextra", "-Wno-unused-parameter", 
 LINK_ARGS: list[str] = []
 if os.environ.get("SVCDP_DEBUG"):
     COMPILE_ARGS += ["-O0", "-g"]
-if os.environ.get("SVCDP_SANITIZE"):
+if kind := os.environ.get("SVCDP_SANITIZE"):
     SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    if kind == "thread":
+        SANITIZE = ["-fsanitize=thread"]
     COMPILE_ARGS += ["-O1", "-g", "-fno-omit-frame-pointer", *SANITIZE]
     LINK_ARGS += SANITIZE
 
