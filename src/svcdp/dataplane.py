@@ -12,7 +12,7 @@ from operator import or_
 from typing import Self
 
 from svcdp import schedulers
-from svcdp._core.engine import STATES, Core
+from svcdp._core.engine import Core
 from svcdp._core.engine import Destination as Handle
 from svcdp.abc import Scheduler
 from svcdp.errors import CapacityError, ConfigError, ConflictError, NotFoundError
@@ -48,10 +48,12 @@ from svcdp.status import (
     ServiceStatus,
     Stats,
 )
+from svcdp.timeouts import TIMEOUTS, TimeoutClasses, check_timeouts, timeout_list
 from svcdp.transaction import Installed, Transaction, VirtualService
 from svcdp.types import DestinationSpec, Flow, Protocol, ServiceSpec, Settings, fwmark_key
 
 __all__ = [
+    "TIMEOUTS",
     "Captures",
     "Connection",
     "ConnectionState",
@@ -68,56 +70,8 @@ __all__ = [
 ]
 
 CONNECTIONS_MAX = 1 << 28
-#: Sets of timeouts of all services that there ever were.
-TIMEOUT_CLASSES = 256
 #: Records that one step of `connections()` or `sweep()` looks at while it holds the GIL.
 STEP = 4096
-
-#: Seconds without a packet after which a connection in this state is forgotten (ip_vs_proto_*.c).
-TIMEOUTS: Mapping[str, float] = {
-    "none": 2,
-    "established": 900,
-    "syn_sent": 120,
-    "syn_recv": 60,
-    "fin_wait": 120,
-    "time_wait": 120,
-    "close": 10,
-    "close_wait": 60,
-    "last_ack": 30,
-    "listen": 120,
-    "synack": 120,
-    "udp": 300,
-    "sctp_none": 2,
-    "sctp_init1": 4,
-    "sctp_init": 61,
-    "sctp_cookie_sent": 61,
-    "sctp_cookie_replied": 61,
-    "sctp_cookie_wait": 61,
-    "sctp_cookie": 61,
-    "sctp_cookie_echoed": 61,
-    "sctp_established": 900,
-    "sctp_shutdown_sent": 61,
-    "sctp_shutdown_received": 61,
-    "sctp_shutdown_ack_sent": 61,
-    "sctp_rejected": 4,
-    "sctp_closed": 61,
-}
-
-
-def check_timeouts(timeouts: Mapping[str, float], what: str = "timeouts") -> dict[str, float]:
-    """ConfigError unless these are seconds by state."""
-    unknown = sorted(str(state) for state in timeouts if state not in TIMEOUTS)
-    if unknown:
-        raise ConfigError(f"{what}: {', '.join(unknown)} unknown; there are {', '.join(TIMEOUTS)}")
-    for seconds in timeouts.values():
-        if not isinstance(seconds, int | float) or not 0 < seconds < 1 << 31:
-            raise ConfigError(f"{what} must be above 0 and below 2^31 seconds, not {seconds!r}")
-    return dict(timeouts)
-
-
-def _timeout_list(timeouts: Mapping[str, float]) -> list[int]:
-    """In ns, in the core's order of states."""
-    return [int(timeouts[state.lower()] * 1e9) for state in STATES]
 
 
 class Dataplane(Core):
@@ -145,9 +99,7 @@ class Dataplane(Core):
     #: (address, protocol) that have, or had, a range of ports.
     _ranged: set[tuple[str, str]]
     _settings: Settings
-    _timeouts: dict[str, float]
-    #: Sets of timeouts that services have of their own, by the number the core knows them by.
-    _timeout_classes: dict[tuple[tuple[str, float], ...], int]
+    _timeout_classes: TimeoutClasses
 
     def __new__(
         cls,
@@ -174,7 +126,7 @@ class Dataplane(Core):
             clock,
             first,
             last,
-            _timeout_list(chosen),
+            timeout_list(chosen),
         )
         # Reentrant: a scheduler's finalizer may run, and look at its dataplane, at any time.
         self._lock = threading.RLock()
@@ -185,8 +137,7 @@ class Dataplane(Core):
         self._affinities = {}
         self._affinity_last = 0
         self._ranged = set()
-        self._timeouts = chosen
-        self._timeout_classes = {(): 0}
+        self._timeout_classes = TimeoutClasses(chosen)
         self.configure(settings or Settings())
         return self
 
@@ -210,24 +161,7 @@ class Dataplane(Core):
         """
         checked = check_timeouts(timeouts)
         with self._lock:
-            self._timeouts |= checked
-            for own, number in self._timeout_classes.items():
-                self.set_timeouts(number, _timeout_list({**self._timeouts, **dict(own)}))
-
-    def _timeout_class(self, spec: ServiceSpec) -> int:
-        try:
-            timeouts = dict(spec.timeouts)
-        except (TypeError, ValueError):
-            raise ConfigError(f"{spec}: timeouts must be pairs of a state and seconds") from None
-        own = tuple(sorted(check_timeouts(timeouts, f"{spec}: timeouts").items()))
-        number = self._timeout_classes.get(own)
-        if number is None:
-            number = len(self._timeout_classes)
-            if number >= TIMEOUT_CLASSES:
-                raise CapacityError(f"{spec}: more than {TIMEOUT_CLASSES} sets of timeouts")
-            self._timeout_classes[own] = number
-            self.set_timeouts(number, _timeout_list({**self._timeouts, **dict(own)}))
-        return number
+            self._timeout_classes.configure(self, checked)
 
     # -- changes ---------------------------------------------------------------------------------
 
@@ -313,10 +247,13 @@ class Dataplane(Core):
         fresh: list[Handle] = []
         restored: list[int] = []
         try:
+            kept = {key: staged for key, staged in services.items() if staged is not None}
+            timeouts = self._timeout_classes.numbers_of(
+                self, (staged._spec for staged in kept.values())
+            )
             installed = {
-                key: self._build(key, staged, made[key], returning, fresh, restored)
-                for key, staged in services.items()
-                if staged is not None
+                key: self._build(key, staged, made[key], number, returning, fresh, restored)
+                for (key, staged), number in zip(kept.items(), timeouts, strict=True)
             }
             outgoing = {
                 key: base for key, base in bases.items() if base is not None and key in services
@@ -414,6 +351,7 @@ class Dataplane(Core):
         key: Key,
         staged: VirtualService,
         scheduler: Scheduler | None,
+        timeouts: int,
         returning: dict[tuple[Key, Endpoint], Handle],
         fresh: list[Handle],
         restored: list[int],
@@ -432,9 +370,7 @@ class Dataplane(Core):
                     handle = self.new_destination(parse_address(endpoint[0]).packed, endpoint[1])
                     fresh.append(handle)
             handles[endpoint] = handle
-        record = compile_service(
-            spec, handles, scheduler, self._affinity(spec), self._timeout_class(spec)
-        )
+        record = compile_service(spec, handles, scheduler, self._affinity(spec), timeouts)
         return Installed(spec, handles, scheduler, record)
 
     def _scheduler(self, spec: ServiceSpec, base: Installed | None) -> Scheduler | None:

@@ -22,7 +22,9 @@ L4 = L3 | {"kube", "sync"}
 EVERYTHING = L4 | {"node", "lab", "cli", "_version"}
 
 # Files that together are one part.
-ALIASES = dict.fromkeys(("records", "transaction", "status", "explain", "handover"), "dataplane")
+ALIASES = dict.fromkeys(
+    ("records", "transaction", "status", "explain", "handover", "timeouts"), "dataplane"
+)
 
 # Each part, and what of svcdp it may import besides itself.
 MAY_IMPORT = {

@@ -619,6 +619,30 @@ cdef class Core:
         for i in range(STATE_COUNT):
             store_i64(&self.engine.timeouts[number][i], timeouts[i])
 
+    def timeouts_in_use(self):
+        """The classes of timeouts that services and connections have."""
+        cdef uint8_t used[TIMEOUT_CLASSES]
+        cdef uint32_t pool, index, _
+        cdef Conn *conn
+        cdef Retired *item
+        memset(used, 0, sizeof(used))
+        self.reclaim()
+        item = self.retired
+        while item is not NULL:
+            if item.is_service:
+                used[(<Service *>item.pointer).timeouts] = True
+            item = item.next
+        for pointer in snapshot_services(self.engine.snapshot):
+            used[(<Service *><uintptr_t>pointer).timeouts] = True
+        # Twice: a connection that was expected may have found a place that was looked at.
+        for _ in range(2):
+            for pool in range(2):
+                for index in range(1, load_acquire_u32(&self.engine.table.pools[pool].fresh)):
+                    conn = record(&self.engine.table, pool, index)
+                    if load_u8(&conn.protocol) != CONN_FREE:
+                        used[conn.timeouts] = True
+        return {index for index in range(TIMEOUT_CLASSES) if used[index]}
+
     def set_settings(self, settings):
         """Take what svcdp.Settings says, checked by the caller."""
         cdef Settings *target = &self.engine.settings

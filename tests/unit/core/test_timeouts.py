@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from bench import SECOND, VIRTUAL, Bench
 
-from svcdp import CapacityError, ConfigError, Reason
+from svcdp import CapacityError, ConfigError, DestinationSpec, Reason, ServiceSpec
 from svcdp.dataplane import TIMEOUTS
 
 ONE, TWO = ("10.1.1.1", 8080), ("10.1.1.2", 8080)
@@ -114,9 +114,53 @@ def test_bad_timeouts_change_nothing(timeouts: dict[str, Any]) -> None:
 def test_there_are_only_so_many_sets() -> None:
     bench = Bench()
     for number in range(1, 256):
-        bench.serve(ONE, protocol="udp", timeouts=(("udp", number),))
+        bench.serve(ONE, port=number, protocol="udp", timeouts=(("udp", number),))
     with pytest.raises(CapacityError):
-        bench.serve(TWO, protocol="udp", timeouts=(("udp", 256),))
-    assert bench.send(protocol="udp").destination == ONE
-    bench.serve(TWO, protocol="udp", timeouts=(("udp", 7),))
-    assert bench.send(port=2, protocol="udp").destination == TWO
+        bench.serve(ONE, port=256, protocol="udp", timeouts=(("udp", 256),))
+    assert len(bench.dp.services()) == 255
+    bench.serve(ONE, port=256, protocol="udp", timeouts=(("udp", 7),))
+    bench.dp.update([], [(VIRTUAL[4], 9, "udp")])
+    bench.serve(ONE, port=257, protocol="udp", timeouts=(("udp", 257),))
+    for port, seconds in ((256, 7), (257, 257), (255, 255)):
+        assert left(bench, to=(VIRTUAL[4], port), protocol="udp") == seconds
+        bench.dp.sweep(bench.now + 1000 * SECOND)
+
+
+def test_sets_that_nobody_uses_are_given_again() -> None:
+    """But not those of connections."""
+    bench = Bench()
+    for number in range(1, 1000):
+        bench.serve(ONE, protocol="udp", timeouts=(("udp", number),))
+        if number % 100 == 0:
+            bench.send(port=number, protocol="udp")
+    assert {c.client_port: c.expires_in for c in bench.connections()} == {
+        number: number for number in range(100, 1000, 100)
+    }
+    for number in range(100, 1000, 100):
+        bench.send(port=number, protocol="udp")
+    assert {c.client_port: c.expires_in for c in bench.connections()} == {
+        number: number for number in range(100, 1000, 100)
+    }
+
+
+def test_sets_of_one_change() -> None:
+    """As many as there can be, in the place of as many others, and back when one is too many."""
+    bench = Bench()
+
+    def specs(first: int, count: int) -> list[ServiceSpec]:
+        member = (DestinationSpec(*ONE),)
+        return [
+            ServiceSpec(VIRTUAL[4], port, "udp", member, timeouts=(("udp", first + port),))
+            for port in range(1, count + 1)
+        ]
+
+    bench.dp.apply(specs(0, 255))
+    bench.dp.apply([])
+    bench.dp.apply(specs(1000, 255))
+    bench.dp.apply([])
+    with pytest.raises(CapacityError):
+        bench.dp.apply(specs(2000, 256))
+    bench.dp.apply(specs(3000, 255))
+    for port in (1, 255):
+        assert left(bench, to=(VIRTUAL[4], port), protocol="udp") == 3000 + port
+        bench.dp.sweep(bench.now + 4000 * SECOND)
