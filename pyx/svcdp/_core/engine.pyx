@@ -586,15 +586,19 @@ cdef class Core:
         cdef uint32_t id = self.free_ids.pop() if self.free_ids else self.next_id
         cdef Dest *state
         cdef DestConfig *config
+        cdef uint16_t generation
         cdef Worker *worker = self.workers
         self.reserve_destination(id)
         if id == self.next_id:
             self.next_id += 1
         state = dest_of(&self.engine.destinations, id)
         config = state.config
+        generation = state.generation + 1
         memset(state, 0, sizeof(Dest))
         # What the id had before is freed when it gets another one.
         state.config = config
+        state.generation = generation
+        state.on_removal = REMOVAL_UNSET
         memcpy(state.address, PyBytes_AS_STRING(address), PyBytes_GET_SIZE(address))
         state.id = id
         state.words = <uint8_t>(PyBytes_GET_SIZE(address) // 4)

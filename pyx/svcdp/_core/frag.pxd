@@ -33,6 +33,7 @@ cdef struct FragmentRoute:
     uint8_t source[16]         # its addresses then
     uint8_t target[16]
     uint32_t destination       # id
+    uint16_t generation        # and its generation
     uint8_t direction
     uint8_t method             # METHOD_MASQ and so on
 

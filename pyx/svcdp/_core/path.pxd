@@ -153,7 +153,10 @@ cdef inline void route_fragment(
         return
     hash_view(engine, view)
     if fragment.offset:
-        if fragment_find(&engine.fragments, &engine.table.key, &fragment, now, &taken):
+        if (
+            fragment_find(&engine.fragments, &engine.table.key, &fragment, now, &taken)
+            and dest_of(&engine.destinations, taken.destination).generation == taken.generation
+        ):
             forward_fragment(engine, worker, packet, view, &taken)
         else:
             decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_FRAGMENT)
@@ -170,6 +173,7 @@ cdef inline void route_fragment(
     if taken.method == METHOD_MASQ:
         copy_address(taken.source, packet.data + source_offset(view.words), view.words)
         copy_address(taken.target, packet.data + destination_offset(view.words), view.words)
+    taken.generation = dest_of(&engine.destinations, taken.destination).generation
     fragment_remember(&engine.fragments, &engine.table.key, &fragment, &taken, now)
 
 

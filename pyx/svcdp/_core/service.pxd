@@ -35,6 +35,7 @@ cdef enum:
     REMOVAL_DRAIN = 0
     REMOVAL_EXPIRE = 1
     REMOVAL_DROP = 2
+    REMOVAL_UNSET = 3          # of a destination that no service has had yet
 
     ENGINE_NONE = 0
     ENGINE_SIP = 1
@@ -77,6 +78,7 @@ cdef struct Dest:
     uint32_t lower             # and below which it is not any more; 0: 3/4 of upper
     uint8_t overloaded
     uint8_t on_removal         # its service's
+    uint16_t generation        # how often the id was given
     uint32_t weight            # in its service
     DestConfig *config         # of the destination; freed when no packet can see it
 

@@ -164,6 +164,23 @@ def test_the_destination_goes_between_fragments() -> None:
     assert {r.verdict for r in results} <= {Verdict.FORWARD, Verdict.PASS}
 
 
+@pytest.mark.parametrize("method", ["masq", "dr"])
+def test_what_comes_in_place_of_the_destination_gets_no_fragments_of_it(method: str) -> None:
+    """Ids of destinations are given again."""
+    bench = bench_of(4, member(4, method), one_packet=method == "dr")
+    pieces = cut(datagram(4), 512)
+    through(bench, pieces[:1])
+    bench.dp.apply([])
+    for port in (81, 82):  # the first one finds the id free
+        bench.dp.sweep(bench.now + 400 * SECOND)
+        bench.serve(replace(member(4, method), port=port, address="10.1.1.9"), port=port)
+    assert bench.dp.draining() == svcdp.Captures()
+    for result in through(bench, pieces[1:]):
+        assert (result.verdict, result.destination) == (Verdict.PASS, None)
+    for status in bench.dp.services():
+        assert status.destinations[0].packets_in == 0
+
+
 def test_bypass() -> None:
     bench = Bench(settings=svcdp.Settings(cache_bypass=True))
     bench.serve(member(4, weight=0), address="0.0.0.0", port=7, protocol="fwmark")
