@@ -24,6 +24,8 @@ cdef class Core:
     cdef dict configs              # id of destination -> what its DestConfig was made of
     cdef set draining              # ids of removed destinations that connections still use
     cdef uint32_t next_id
+    cdef bint unwatched            # see watch_removals(), of the commit under way
+    cdef uint64_t unwatched_epoch  # packets from here on are fine; 0: all are
     cdef uint32_t worker_count
     cdef uint64_t seed
     cdef readonly object clock     # -> ns
@@ -58,6 +60,8 @@ cdef class Core:
     cdef Service *find_service(self, object record) except? NULL
     cdef void attend(self) noexcept
     cdef list new_configs(self, list services)
+    cdef void change_removal(self, Dest *target, uint8_t on_removal) noexcept
+    cdef void watch_removals(self) noexcept
     cdef void publish_destination(self, Service *service, object record) noexcept
     cdef void copy_record(self, uint32_t pool, uint32_t index, uint8_t *copy) noexcept
     cdef tuple state_row(self, Conn *conn, uint32_t words)

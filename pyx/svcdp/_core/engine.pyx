@@ -709,14 +709,43 @@ cdef class Core:
         """What changes at once, for all connections of a service's destinations."""
         cdef uint32_t i
         cdef Dest *target
+        cdef Service *before = self.find_service(record)
+        if before is not NULL and before.on_removal != service.on_removal:
+            # Also of those that are being removed.
+            for i in range(before.member_count):
+                self.change_removal(before.members[i].destination, service.on_removal)
         for i in range(service.member_count):
             target = service.members[i].destination
             _, weight, upper, lower, _ = record.members[i]
             store_u32(&target.weight, weight)
             store_u32(&target.upper, upper)
             store_u32(&target.lower, lower)
-            store_u8(&target.on_removal, service.on_removal)
+            self.change_removal(target, service.on_removal)
             reconsider(target)
+
+    cdef void change_removal(self, Dest *target, uint8_t on_removal) noexcept:
+        if target.on_removal == REMOVAL_DRAIN and on_removal != REMOVAL_DRAIN:
+            self.unwatched = True
+        store_u8(&target.on_removal, on_removal)
+
+    cdef void watch_removals(self) noexcept:
+        """Have packets of all connections look whether their destination was removed, unless it
+        makes no difference.
+        """
+        cdef uint32_t pool, index
+        cdef Conn *conn
+        with nogil:
+            for pool in range(2):
+                for index in range(1, load_acquire_u32(&self.engine.table.pools[pool].fresh)):
+                    conn = record(&self.engine.table, pool, index)
+                    spin_lock(&conn.lock)
+                    if (
+                        conn.protocol != CONN_FREE and conn.protocol != CONN_TEMPLATE
+                        and dest_of(&self.engine.destinations, conn.destination).on_removal
+                        != REMOVAL_DRAIN
+                    ):
+                        conn.flags |= CONN_WATCHED
+                    spin_unlock(&conn.lock)
 
     def commit(self, list services, list removed, list removed_ids, list restored_ids):
         """Publish a change; packets see all of it or nothing.
@@ -771,6 +800,9 @@ cdef class Core:
         self.draining.difference_update(restored_ids)
         self.draining.update(removed_ids)
         epoch = add_ordered_u64(&self.engine.epoch, 1)
+        if self.unwatched:
+            self.unwatched = False
+            self.unwatched_epoch = epoch
         for pointer in replaced:
             self.retire(<void *><uintptr_t>pointer, False, epoch)
         for pointer in outgoing:
@@ -813,14 +845,14 @@ cdef class Core:
         cdef uint64_t epoch
         cdef Worker *worker = self.workers
         cdef Retired *items = self.retired
+        cdef Retired *unseen = NULL
         cdef Retired *item
-        # Taken out first: freeing a scheduler may run Python, and that may come back here.
-        self.retired = NULL
         while worker is not NULL:
             epoch = load_ordered_u64(&worker.epoch)
             if epoch and epoch < oldest:
                 oldest = epoch
             worker = worker.next
+        self.retired = NULL
         while items is not NULL:
             item = items
             items = item.next
@@ -828,7 +860,17 @@ cdef class Core:
                 item.next = self.retired
                 self.retired = item
             else:
-                self.free_retired(item)
+                item.next = unseen
+                unseen = item
+        # Last: freeing a scheduler may run Python, and that may come back here.
+        while unseen is not NULL:
+            item = unseen
+            unseen = item.next
+            self.free_retired(item)
+        if self.unwatched_epoch and self.unwatched_epoch <= oldest:
+            # Connections that are made from here on know.
+            self.unwatched_epoch = 0
+            self.watch_removals()
 
     cdef void free_retired(self, Retired *item) noexcept:
         if item.is_service:

@@ -9,6 +9,7 @@ import pytest
 import wire
 from bench import SECOND, VIRTUAL, Bench
 
+import svcdp
 from svcdp import DestinationSpec, Reason, Verdict
 
 ONE, TWO, THREE = ("10.1.1.1", 80), ("10.1.1.2", 80), ("10.1.1.3", 80)
@@ -248,6 +249,59 @@ def test_a_removed_service_is_like_removed_destinations(on_removal: str) -> None
         "expire": (Verdict.PASS, Reason.NO_SERVICE),
         "drop": (Verdict.DROP, Reason.DESTINATION_GONE),
     }[on_removal]
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("on_removal", ["expire", "drop"])
+def test_another_way_of_removal_is_for_known_connections_too(
+    on_removal: str, together: bool
+) -> None:
+    bench = Bench()
+    bench.serve(D1)
+    bench.send()
+    if not together:
+        bench.serve(D1, on_removal=on_removal)
+        assert bench.send("A").reason == Reason.ESTABLISHED
+    bench.serve(D2, on_removal=on_removal)
+    result = bench.send("A")
+    assert (result.verdict, result.reason) == {
+        "expire": (Verdict.REJECT, Reason.NO_CONNECTION),
+        "drop": (Verdict.DROP, Reason.DESTINATION_GONE),
+    }[on_removal]
+
+
+def test_a_way_of_removal_that_is_taken_back() -> None:
+    bench = Bench()
+    for on_removal in ("drain", "expire", "drain"):
+        bench.serve(D1, on_removal=on_removal)
+        bench.send()
+    bench.serve(D2)
+    assert bench.send("A").reason == Reason.ESTABLISHED
+
+
+def test_a_way_of_removal_that_comes_with_a_return() -> None:
+    bench = Bench()
+    bench.serve(D1)
+    bench.send()
+    bench.dp.apply([])
+    bench.serve(D1, on_removal="expire")
+    assert bench.send("A").reason == Reason.ESTABLISHED
+    bench.serve(D2, on_removal="expire")
+    assert bench.send("A").reason == Reason.NO_CONNECTION
+
+
+def test_a_way_of_removal_that_changes_while_a_connection_is_made() -> None:
+    @svcdp.register_scheduler("test-changes-removal")
+    class Meddler(svcdp.abc.Scheduler):
+        def pick(self, flow: object, destinations: object) -> int:
+            bench.serve(D1, scheduler="test-changes-removal", on_removal="expire")
+            return 0
+
+    bench = Bench()
+    bench.serve(D1, scheduler="test-changes-removal")
+    assert bench.send().reason == Reason.NEW
+    bench.serve(D2, on_removal="expire")
+    assert bench.send("A").reason == Reason.NO_CONNECTION
 
 
 @pytest.mark.parametrize("on_removal", ["drain", "expire", "drop"])
