@@ -87,6 +87,8 @@ def corpus() -> list[array[int]]:
         for payload in (INVITE, b"no call"):
             call = wire.packet("udp", CLIENT[family], 5060, VIRTUAL[family], CALLS, payload=payload)
             packets.append(bytes(call))
+            call = wire.packet("udp", REAL[family], CALLS, CLIENT[family], 5061, payload=payload)
+            packets.append(bytes(call))
         packets.append(bytes(wire.packet("tcp", CLIENT[family], 9, ROUTER[family], MARKED)))
     packets += list(about_tunnels(packets))
     return [array("B", packet) for packet in packets]

@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from svcdp._core.connect cimport *
 from svcdp._core.frag cimport *
+from svcdp._core.outgoing cimport outgoing_connection
 from svcdp._core.xmit cimport destination_offset, source_offset
 
 cdef enum:
@@ -119,14 +120,20 @@ cdef inline Conn *route(
         if conn is NULL:
             if service is NULL:
                 service = service_of(engine, snapshot, view, packet.mark)
-            conn = new_connection(engine, worker, snapshot, service, packet, view, now, &reason)
+                if service is NULL and unlikely(snapshot.servers):
+                    conn = outgoing_connection(engine, worker, snapshot, packet, view, now)
+            if conn is not NULL:
+                reason = SVCDP_REASON_REPLY
+            else:
+                conn = new_connection(
+                    engine, worker, snapshot, service, packet, view, now, &reason)
             if conn is NULL:
                 return NULL
         else:
             reason = SVCDP_REASON_NEW
         if likely(reason == SVCDP_REASON_NEW and is_simple(engine, conn, view)):
             return conn
-        direction = FROM_CLIENT
+        direction = FROM_DESTINATION if reason == SVCDP_REASON_REPLY else FROM_CLIENT
     elif direction == FROM_DESTINATION:
         reason = SVCDP_REASON_REPLY
     forward(engine, worker, packet, view, conn, direction, reason, now)

@@ -12,11 +12,12 @@ from svcdp._core.atomic cimport unlikely
 from svcdp._core.hash cimport HashKey, hash_flow
 from svcdp._core.memory cimport htonl, htons, ntohs, same_address, store32
 from svcdp._core.packet cimport PROTOCOL_TCP
-from svcdp._core.service cimport Service
+from svcdp._core.service cimport Dest, Service
 
 cdef enum:
     SHARD_SERVICES = 8         # on average
     PORT_BITS = 16
+    SERVER_BITS = 17           # of the address and port of a destination that may begin
     PROTOCOL_FWMARK = 0        # Service.protocol
     FTP_PORT = 21
     FTP_DATA_PORT = 20
@@ -36,6 +37,7 @@ cdef struct Snapshot:
     uint32_t lengths           # bit n: there are prefixes of n < 16 bits
     uint32_t marks             # fwmark services
     uint32_t ftps              # TCP services of port 21
+    uint32_t servers           # destinations that may begin connections
     uint32_t blocks[PORT_BITS]     # entries with a prefix of so many bits
     Shard *shards[1]           # mask + 1 of them; NULL: empty
 
@@ -81,6 +83,36 @@ cdef inline Service *block_find(
         ):
             return entry.service
         position = (position + 1) & shard.mask
+
+
+cdef inline Service *server_find(
+    const HashKey *key, const Snapshot *snapshot, const uint8_t *address, uint32_t words,
+    uint16_t port, uint8_t protocol, Dest **server
+) noexcept nogil:
+    """The service of which this is the address and port of a destination that may begin
+    connections (its first one, if there are several), or NULL.
+    """
+    cdef uint64_t hash = service_hash(key, address, words, port, SERVER_BITS, protocol)
+    cdef const Shard *shard = shard_of(snapshot, hash)
+    cdef const Entry *entry
+    cdef Dest *target
+    cdef uint32_t position, i
+    if shard is NULL:
+        return NULL
+    position = <uint32_t>hash & shard.mask
+    while shard.entries[position].service is not NULL:
+        entry = &shard.entries[position]
+        if entry.hash == hash and entry.service.words == words:
+            for i in range(entry.service.member_count):
+                target = entry.service.members[i].destination
+                if (
+                    target.port == port and target.words == words
+                    and same_address(target.address, address, words)
+                ):
+                    server[0] = target
+                    return entry.service
+        position = (position + 1) & shard.mask
+    return NULL
 
 
 cdef inline Service *wide_find(

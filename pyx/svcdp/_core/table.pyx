@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from svcdp._core.service cimport ENGINE_SIP, Dest
 from svcdp._core.table cimport *
 
 
@@ -35,11 +36,14 @@ cdef list port_blocks(uint32_t first, uint32_t last):
 
 cdef list entries_of(const HashKey *key, Service *service):
     """[(hash, address of the Service, bits)]: what stands in the table for a service."""
+    cdef const Dest *target
+    cdef list entries
+    cdef uint32_t i
     if service.protocol == PROTOCOL_FWMARK:
         blocks = [(0, PORT_BITS)]
     else:
         blocks = port_blocks(service.first_port, service.last_port)
-    return [
+    entries = [
         (
             service_hash(
                 key, service.address, service.words, htons(port), length, service.protocol),
@@ -47,6 +51,16 @@ cdef list entries_of(const HashKey *key, Service *service):
         )
         for port, length in blocks
     ]
+    # A call that a destination begins comes from the service's port: it must have just one.
+    if service.engine == ENGINE_SIP and 0 < service.first_port == service.last_port:
+        for i in range(service.member_count):
+            target = service.members[i].destination
+            entries.append((
+                service_hash(
+                    key, target.address, target.words, target.port, SERVER_BITS,
+                    service.protocol),
+                <uintptr_t>service, SERVER_BITS))
+    return entries
 
 
 cdef Shard *shard_new(list entries) except? NULL:
@@ -98,7 +112,9 @@ cdef int count_entries(Snapshot *snapshot, list entries, int sign) except -1:
     for _, pointer, length in entries:
         service = <Service *><uintptr_t>pointer
         snapshot.count += sign
-        if length < PORT_BITS:
+        if length == SERVER_BITS:
+            snapshot.servers += sign
+        elif length < PORT_BITS:
             snapshot.blocks[length] += sign
         elif service.protocol == PROTOCOL_FWMARK:
             snapshot.marks += sign
@@ -130,6 +146,7 @@ cdef Snapshot *snapshot_next(
         new.count = old.count
         new.marks = old.marks
         new.ftps = old.ftps
+        new.servers = old.servers
         memcpy(new.blocks, old.blocks, sizeof(old.blocks))
         count_entries(new, old_entries, -1)
         count_entries(new, new_entries, 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import wire
-from packets import from_client, sip
+from packets import from_client, from_server, sip
 from scapy.layers.inet import UDP
 from scapy.packet import Raw
 from scenario import Packet, Scenario
@@ -120,6 +120,38 @@ def calls(form: str) -> Scenario:
     return scenario.differs(flows, "what binds calls is not listed")
 
 
+def calls_of_servers(family: int, option: str = "") -> Scenario:
+    """SIP: a server that calls is seen as the service, and gets what belongs to its call."""
+    name = f"-u {shown(VIRTUAL[family], 5060)}"
+    scenario = Scenario(f"sip-out-v{family}{option}")
+    with_servers(scenario, name, f"-s rr -p 60 --pe sip {option}", family, port=5060)
+
+    def out(number: int, *calls: tuple[str, int], own: int = 5060) -> None:
+        bodies = [sip(own, call, to=port) for call, port in calls]
+        packets = [bytes(from_server(family, body, number=number)) for body in bodies]
+        scenario.send(*packets, side=f"s{number}")
+
+    def back(call: str, *ports: int) -> None:
+        scenario.send(*(bytes(from_client(family, sip(port, call))) for port in ports))
+
+    out(2, ("a@x", 3000), ("a@x", 3000))
+    out(1, ("b@x", 3001))
+    back("a@x", 3000, 3100, 3101)
+    back("b@x", 3110)
+    back("c@x", 3111)
+    out(3, ("a@x", 3002))  # goes on with another server's call
+    back("a@x", 3120)
+    out(4, ("d@x", 3003))  # none of the service's
+    out(1, ("d@x", 3003), own=5061)
+    silent = UDP(sport=5060, dport=3004) / Raw(b"no call")
+    scenario.send(bytes(from_server(family, silent)), side="s1")
+    scenario.services()
+    out(1, ("e@x", 3200))
+    out(2, ("f@x", 3200))
+    back("e@x", 3200)  # the newest has the port, but where each packet is scheduled by itself
+    return scenario
+
+
 SCENARIOS = [
     by_client(4, "", "v4"),
     by_client(6, "", "v6"),
@@ -132,6 +164,7 @@ SCENARIOS = [
     *(by_mark(family, options) for family in (4, 6) for options in ("", "-p 50")),
     *(single_packets(forward, options) for forward in ("-m", "-g") for options in ("", "-p 50")),
     *(calls(form) for form in ("crlf", "lf", "short")),
+    *(calls_of_servers(family, option) for family in (4, 6) for option in ("", "-o")),
 ]
 
 
