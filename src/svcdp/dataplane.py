@@ -535,7 +535,7 @@ class Dataplane(Core):
         flow = parse_flow(flow) if isinstance(flow, str) else normal_flow(flow)
         now = self.clock()
         with self._lock:
-            row, is_reply, is_gone, found, rule_index, member = self.inspect(
+            row, is_reply, is_gone, found, rule_index, member, choice = self.inspect(
                 Protocol[flow.protocol.upper()],
                 parse_address(flow.source).packed,
                 flow.source_port,
@@ -558,6 +558,7 @@ class Dataplane(Core):
             [endpoint for endpoint, handle in state.handles.items() if handle.overloaded],
             rule_index,
             member,
+            choice,
             self._settings.cache_bypass,
         )
 

@@ -13,6 +13,9 @@ from svcdp.types import DestinationSpec, Flow, ServiceSpec
 
 __all__ = ["Explanation", "PossibleDestination", "parse_flow"]
 
+#: What `Core.inspect` has as the scheduler's choice when nobody may serve.
+NOBODY = -1
+
 _FLOW = re.compile(
     r"\s*(?P<protocol>\w+)\s+(?P<source>\S+):(?P<source_port>\d+)"
     r"\s*->\s*(?P<destination>\S+):(?P<destination_port>\d+)\s*"
@@ -34,7 +37,10 @@ class PossibleDestination:
 class Explanation:
     """What would happen to a flow, and each rule that led there.
 
-    ``action`` is forward, pass, drop or reject. ``destinations`` are all that could be picked.
+    ``action`` is forward, pass, drop or reject. ``destinations`` are all that could be picked,
+    ``picked`` the one of them that the flow would get, where that can be told: of a known
+    connection, a persistent client, and schedulers that go by the load or by a hash (not round
+    robins, lblc, lblcr, those that draw, and those in Python).
     """
 
     flow: Flow
@@ -42,6 +48,7 @@ class Explanation:
     service: ServiceSpec | None
     destinations: tuple[PossibleDestination, ...]
     reasons: tuple[str, ...]
+    picked: PossibleDestination | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.flow}: {self.action}"]
@@ -109,21 +116,15 @@ def explain_known(
         0,
     )
     direction = "a reply of" if is_reply else "a packet of"
-    return Explanation(
-        flow,
-        "forward",
-        spec,
-        (
-            PossibleDestination(
-                connection.destination,
-                connection.destination_port,
-                weight,
-                connection.method,
-                masquerade,
-            ),
-        ),
-        (f"{direction} a known connection in state {connection.state}: it stays where it is",),
+    reason = f"{direction} a known connection in state {connection.state}: it stays where it is"
+    picked = PossibleDestination(
+        connection.destination,
+        connection.destination_port,
+        weight,
+        connection.method,
+        masquerade,
     )
+    return Explanation(flow, "forward", spec, (picked,), (reason,), picked)
 
 
 def _is_ftp_data(spec: ServiceSpec, flow: Flow) -> bool:
@@ -146,10 +147,11 @@ def explain_new(
     overloaded: Collection[Endpoint],
     rule_index: int,
     member: int,
+    choice: int,
     bypass: bool,
 ) -> Explanation:
-    """``order`` is that of the core, in which ``member`` counts; ``bypass``: the setting
-    cache_bypass.
+    """``order`` is that of the core, in which ``member`` and ``choice`` count: see
+    `Core.inspect`; ``bypass``: the setting cache_bypass.
     """
     reasons = [f"service {spec}: {len(spec.destinations)} destinations"]
     if rule_index < 0:
@@ -170,6 +172,10 @@ def explain_new(
         bound = order[member]
         candidates = [m for m in spec.destinations if (m.address, m.port) == bound]
         reasons.append(f"the client is persistent to {bound[0]} port {bound[1]}")
+    nobody = "no destination with a weight that is not overloaded"
+    if candidates and member < 0 and choice == NOBODY:
+        candidates = []
+        nobody = f"scheduler {spec.scheduler} has none for this flow"
     if not candidates and bypass and spec.protocol == "fwmark":
         reasons.append("nobody to serve: to where the client meant (cache_bypass)")
         return Explanation(flow, "forward", spec, (), tuple(reasons))
@@ -177,16 +183,14 @@ def explain_new(
         reasons.append("nobody to serve: data ports of FTP are left alone then")
         return Explanation(flow, "pass", spec, (), tuple(reasons))
     if not candidates:
-        reasons.append(
-            f"nobody to serve: no destination with a weight that is not overloaded; {rule.on_empty}"
-        )
+        reasons.append(f"nobody to serve: {nobody}; {rule.on_empty}")
         action = "drop" if rule.on_empty == "drop" else "reject"
         return Explanation(flow, action, spec, (), tuple(reasons))
     if member < 0:
         reasons.append(f"scheduler {spec.scheduler} picks among {len(candidates)}")
     hairpin = spec.masquerade_address is not None
-    possible = tuple(
-        PossibleDestination(
+    possible = {
+        (m.address, m.port): PossibleDestination(
             m.address,
             _port_at(m, spec, flow),
             m.weight,
@@ -194,10 +198,16 @@ def explain_new(
             m.method == "masq" and (rule.masquerade or (hairpin and m.address == flow.source)),
         )
         for m in candidates
-    )
-    if rule.masquerade and not hairpin:
+    }
+    picked = None
+    if member >= 0 or choice >= 0:
+        endpoint = order[member if member >= 0 else choice]
+        picked = possible[endpoint]
+        if member < 0:
+            reasons.append(f"it picks {endpoint[0]} port {endpoint[1]} now")
+    if not hairpin and all(p.masquerade for p in ([picked] if picked else possible.values())):
         reasons.append("masquerade is asked for, and the service has no address for it")
         return Explanation(flow, "drop", spec, (), tuple(reasons))
-    if any(p.masquerade for p in possible) and not rule.masquerade:
+    if any(p.masquerade for p in possible.values()) and not rule.masquerade:
         reasons.append("a client that reaches itself is masqueraded (hairpin)")
-    return Explanation(flow, "forward", spec, possible, tuple(reasons))
+    return Explanation(flow, "forward", spec, tuple(possible.values()), tuple(reasons), picked)

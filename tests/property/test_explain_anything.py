@@ -26,6 +26,10 @@ CLIENTS = ["192.0.2.4", "203.0.113.5"]
 PORTS = [20, 21, 80, 81, 90, 2000]
 MARKS = [0, 7]
 
+#: Whose picks are known before.
+FORESEEN = ["lc", "wlc", "sed", "nq", "fo", "ovf", "dh", "sh", "mh"]
+SCHEDULERS = ["rr", "random", "none", *FORESEEN]
+
 DESTINATIONS = st.lists(
     st.builds(
         DestinationSpec,
@@ -59,9 +63,15 @@ def services(draw: st.DrawFn) -> ServiceSpec:
         protocol,
         tuple(members),
         last_port=last_port,
-        scheduler=draw(st.sampled_from(["rr", "wlc", "random"])),
+        scheduler=draw(st.sampled_from(SCHEDULERS)),
         persistence=draw(st.sampled_from([None, None, 30])),
-        rules=(SourceRule(on_empty=draw(st.sampled_from(["reject", "unreachable", "drop"]))),),
+        rules=(
+            SourceRule(
+                masquerade=draw(st.sampled_from([False, False, False, True])),
+                on_empty=draw(st.sampled_from(["reject", "unreachable", "drop"])),
+            ),
+        ),
+        masquerade_address=draw(st.sampled_from([None, "198.51.100.1"])),
         on_removal=draw(st.sampled_from(["drain", "expire", "drop"])),
     )
 
@@ -97,6 +107,10 @@ def check(bench: Bench, flow: Flow, mark: int) -> None:
     if result.verdict != Verdict.FORWARD:
         assert not said.destinations
         return
+    if said.picked:
+        assert said.picked in said.destinations
+        picked = said.picked.address
+        assert picked == (result.destination[0] if result.destination else flow.destination)
     packet = wire.read(result.packet)
     possible = {(d.address, d.port, d.method) for d in said.destinations}
     if result.reason == Reason.BYPASS or result.destination is None:

@@ -16,7 +16,7 @@ from svcdp._core.conn cimport give_back, reserve, table_free, table_init
 from svcdp._core.hashing cimport entry_ids
 from svcdp._core.memory cimport load32, ntohs
 from svcdp._core.path cimport *
-from svcdp._core.sched cimport advance
+from svcdp._core.sched cimport UNFORESEEN, advance, foresee
 from svcdp._core.service cimport service_free, service_new
 from svcdp._core.table cimport snapshot_new, snapshot_next, snapshot_services
 from svcdp._core.tunnel cimport prepare_tunnel
@@ -1238,7 +1238,8 @@ cdef class Core:
         whether it is dropped because the connection's destination is gone,
         key of the service (address or None for a fwmark, port or mark, protocol) or None,
         index of the service's rule that admits the source or -1, index of the member it is
-        persistent to or -1), the last two -1 without a service.
+        persistent to or -1, index of the member that the scheduler picks, -1 for nobody, or
+        UNFORESEEN), the last three -1 without a service.
         """
         cdef View view
         cdef Conn *conn
@@ -1247,6 +1248,7 @@ cdef class Core:
         cdef Affinity affinity
         cdef uint32_t direction = FROM_CLIENT
         cdef int32_t member = -1
+        cdef int32_t choice = UNFORESEEN
         cdef uint32_t found = USE
         cdef uint8_t copy[RECORD_V6]
         cdef object row = None
@@ -1272,13 +1274,16 @@ cdef class Core:
                 row = self.describe(<Conn *>copy, view.words)
         service = service_of(self.engine, self.engine.snapshot, &view, mark)
         if service is NULL or is_from_ftp(self.engine.snapshot, &view):
-            return row, direction == FROM_DESTINATION, found == DROP, None, -1, -1
+            return row, direction == FROM_DESTINATION, found == DROP, None, -1, -1, -1
         rule = rule_for(service, view.source)
         if service.persistence and affinity_of(self.engine, service, NULL, &view, &affinity):
             member = sticky_member(self.engine, service, &affinity, now)
+        if found != FORGET:
+            # What is about to be forgotten still counts as load.
+            choice = foresee(service, &view)
         return (
             row, direction == FROM_DESTINATION, found == DROP, key_of(service),
-            -1 if rule is NULL else <int>(rule - service.rules), member)
+            -1 if rule is NULL else <int>(rule - service.rules), member, choice)
 
     cdef tuple describe(self, Conn *conn, uint32_t words):
         """A connection as connection_rows() gives it, from a copy of its record."""

@@ -33,6 +33,8 @@ cdef enum:
     SCHEDULER_TWOS = 15
     SCHEDULER_NONE = 16
 
+    UNFORESEEN = -2
+
 
 cdef inline int32_t pick_rr(Service *service) noexcept nogil:
     """The next member that is available, around the list."""
@@ -154,6 +156,14 @@ cdef inline int32_t pick(
     if scheduler == SCHEDULER_TWOS:
         return pick_twos(service, random)
     return -1
+
+
+cdef inline int32_t foresee(Service *service, const View *view) noexcept nogil:
+    """What pick() would give now, where asking changes nothing; else UNFORESEEN."""
+    cdef uint8_t scheduler = service.scheduler
+    if SCHEDULER_LC <= scheduler <= SCHEDULER_MH:
+        return pick(service, view, 0, NULL)
+    return UNFORESEEN
 
 
 cdef int advance(Service *service, list edits, Service *before) except -1

@@ -145,4 +145,6 @@ class Core:
         destination_port: int,
         mark: int,
         now: int,
-    ) -> tuple[_ConnectionRow | None, bool, bool, tuple[str | None, int, int] | None, int, int]: ...
+    ) -> tuple[
+        _ConnectionRow | None, bool, bool, tuple[str | None, int, int] | None, int, int, int
+    ]: ...

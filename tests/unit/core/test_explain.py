@@ -63,6 +63,55 @@ def observable(bench: Bench) -> Any:
     return bench.dp.stats(), bench.dp.services(), bench.connections()
 
 
+@pytest.mark.parametrize("scheduler", ["lc", "wlc", "sed", "nq", "fo", "ovf", "dh", "sh", "mh"])
+def test_the_one_that_is_picked(scheduler: str) -> None:
+    bench = Bench()
+    bench.serve(*((real, 8080, n) for n, real in enumerate(REALS)), scheduler=scheduler)
+    picked = set()
+    for number in range(1, 40):
+        client = f"192.0.2.{number}"
+        said = bench.dp.explain(Flow("tcp", client, 5, VIRTUAL[4], 80))
+        result = bench.send(client=client, port=5)
+        assert said.action == ACTIONS[result.verdict.name]
+        if result.destination is None:
+            assert said.picked is None
+            assert f"scheduler {scheduler} has none for this flow" in str(said)
+            continue
+        assert said.picked is not None
+        assert (said.picked.address, said.picked.port) == result.destination
+        assert f"it picks {said.picked.address} port 8080 now" in str(said)
+        assert len(said.destinations) == 3, "one has no weight"
+        picked.add(said.picked)
+        known = bench.dp.explain(Flow("tcp", client, 5, VIRTUAL[4], 80))
+        assert (known.picked,) == known.destinations
+    assert len(picked) == 1 if scheduler in ("fo", "dh") else len(picked) > 1
+
+
+@pytest.mark.parametrize("scheduler", ["rr", "wrr", "random", "twos", "lblc", "lblcr"])
+def test_what_cannot_be_told_before(scheduler: str) -> None:
+    bench = Bench()
+    bench.serve(*((real, 8080) for real in REALS), scheduler=scheduler)
+    said = bench.dp.explain(Flow("tcp", CLIENT[4], 5, VIRTUAL[4], 80))
+    assert (said.picked, len(said.destinations)) == (None, 4)
+
+
+def test_the_one_that_a_client_is_bound_to() -> None:
+    bench = Bench()
+    bench.serve(*((real, 8080) for real in REALS), persistence=60)
+    destination = bench.send(port=1).destination
+    picked = bench.dp.explain(Flow("tcp", CLIENT[4], 2, VIRTUAL[4], 80)).picked
+    assert picked is not None
+    assert (picked.address, picked.port) == destination
+
+
+def test_masquerade_is_for_nat_only() -> None:
+    bench = Bench()
+    rules = (SourceRule(masquerade=True),)
+    bench.serve(DestinationSpec("10.1.1.1", 80, method="dr"), rules=rules)
+    assert bench.dp.explain(Flow("tcp", CLIENT[4], 2, VIRTUAL[4], 80)).action == "forward"
+    assert bench.send(port=2).verdict.name == "FORWARD"
+
+
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(
     st.lists(SERVICES, max_size=5, unique_by=lambda s: s.key),
