@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import ipvs_model
 import pytest
+import wire
 from bench import SECOND, VIRTUAL, Bench
 
 FIVE = (1, 3, 5, 2, 4)
@@ -51,6 +52,31 @@ class Farm(Bench):
 
 def test_lc_ignores_weights_and_prefers_the_newest() -> None:
     assert Farm("lc").picks(11) == [5, 4, 3, 2, 1] * 2 + [5]
+
+
+@pytest.mark.parametrize("scheduler", ["lc", "wlc", "sed", "nq"])
+def test_what_expired_is_no_load_once_it_was_swept(scheduler: str) -> None:
+    """By a call, or by eight packets for each connection; and by none too early."""
+    for by_packets in (False, True):
+        farm = Farm(scheduler, (1,))
+        farm.picks(100)
+        farm.add(2)
+        assert set(farm.picks(50)) == {2}
+        farm.now += 899 * SECOND
+        farm.dp.sweep()
+        assert farm.connect() == 2, "still active"
+        farm.now += 2 * SECOND
+        if by_packets:
+            for _ in range(19):
+                # Of no connection, and they open none.
+                farm.dp.process_batch(
+                    [wire.packet("tcp", "192.0.2.9", 9, VIRTUAL[4], 80, "R") for _ in range(64)]
+                )
+        else:
+            farm.dp.sweep()
+        counts = [(d.active, d.inactive) for d in farm.dp.services()[0].destinations]
+        assert counts == [(0, 0), (1, 0)]
+        assert farm.picks(5) == [1, 2, 1, 2, 1]
 
 
 def test_lc_takes_an_active_connection_for_257_others() -> None:
