@@ -406,7 +406,9 @@ class Dataplane(Core):
         """Forget removed destinations that the core has let go of."""
         if self._drained:
             draining = self.draining_ids()
-            self._drained = {id: e for id, e in self._drained.items() if id in draining}
+            gone = self._drained.keys() - draining
+            self._drained = {id: e for id, e in self._drained.items() if id not in gone}
+            self._former = {k: h for k, h in self._former.items() if k[0] not in gone}
 
     # -- observation -----------------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ cdef extern from * nogil:
     void *load_ordered_ptr "svcdp_load_ordered"(void **p)
     uint64_t add_ordered_u64 "svcdp_add_ordered"(uint64_t *p, uint64_t v)
     void store_u8 "svcdp_store"(uint8_t *p, uint8_t v)
+    void store_u16 "svcdp_store"(uint16_t *p, uint16_t v)
     void store_u32 "svcdp_store"(uint32_t *p, uint32_t v)
     void store_i64 "svcdp_store"(int64_t *p, int64_t v)
     void store_release_u32 "svcdp_store_release"(uint32_t *p, uint32_t v)

@@ -7,11 +7,16 @@ from svcdp._core.service cimport Dest, Service
 from svcdp._core.worker cimport Engine, Worker
 
 
+cdef enum Retiree:
+    RETIRED_MEMORY
+    RETIRED_SERVICE
+    RETIRED_DESTINATION
+
 cdef struct Retired:
     Retired *next
     uint64_t epoch                 # packets from here on cannot see it
-    bint is_service                # or plain memory
-    void *pointer
+    Retiree kind
+    void *pointer                  # or the id of a destination
 
 
 cdef class Core:
@@ -49,7 +54,7 @@ cdef class Core:
 
     cdef Worker *worker_new(self) except NULL
     cdef int reserve_destination(self, uint32_t id) except -1
-    cdef void retire(self, void *pointer, bint is_service, uint64_t epoch) noexcept
+    cdef void retire(self, void *pointer, Retiree kind, uint64_t epoch) noexcept
     cdef void free_retired(self, Retired *item) noexcept
     cdef void reclaim(self) noexcept
     cdef void drop_service(self, Service *service) noexcept

@@ -292,9 +292,9 @@ cdef class Core:
         while self.retired is not NULL:
             item = self.retired
             self.retired = item.next
-            if item.is_service:
+            if item.kind == RETIRED_SERVICE:
                 service_free(<Service *>item.pointer)
-            else:
+            elif item.kind == RETIRED_MEMORY:
                 free(item.pointer)
             free(item)
         if self.engine.snapshot is not NULL:
@@ -593,7 +593,7 @@ cdef class Core:
             self.next_id += 1
         state = dest_of(&self.engine.destinations, id)
         config = state.config
-        generation = state.generation + 1
+        generation = state.generation
         memset(state, 0, sizeof(Dest))
         # What the id had before is freed when it gets another one.
         state.config = config
@@ -633,7 +633,7 @@ cdef class Core:
         self.reclaim()
         item = self.retired
         while item is not NULL:
-            if item.is_service:
+            if item.kind == RETIRED_SERVICE:
                 used[(<Service *>item.pointer).timeouts] = True
             item = item.next
         for pointer in snapshot_services(self.engine.snapshot):
@@ -804,10 +804,10 @@ cdef class Core:
             self.unwatched = False
             self.unwatched_epoch = epoch
         for pointer in replaced:
-            self.retire(<void *><uintptr_t>pointer, False, epoch)
+            self.retire(<void *><uintptr_t>pointer, RETIRED_MEMORY, epoch)
         for pointer in outgoing:
-            self.retire(<void *><uintptr_t>pointer, True, epoch)
-        self.retire(old, False, epoch)
+            self.retire(<void *><uintptr_t>pointer, RETIRED_SERVICE, epoch)
+        self.retire(old, RETIRED_MEMORY, epoch)
         self.reclaim()
 
     cdef Service *find_service(self, object record) except? NULL:
@@ -827,7 +827,7 @@ cdef class Core:
             return NULL
         return service
 
-    cdef void retire(self, void *pointer, bint is_service, uint64_t epoch) noexcept:
+    cdef void retire(self, void *pointer, Retiree kind, uint64_t epoch) noexcept:
         """Have something freed once no packet can see it. Without memory for that it leaks."""
         cdef Retired *item
         if pointer is not NULL:
@@ -835,7 +835,7 @@ cdef class Core:
             if item is not NULL:
                 item.next = self.retired
                 item.epoch = epoch
-                item.is_service = is_service
+                item.kind = kind
                 item.pointer = pointer
                 self.retired = item
 
@@ -873,8 +873,10 @@ cdef class Core:
             self.watch_removals()
 
     cdef void free_retired(self, Retired *item) noexcept:
-        if item.is_service:
+        if item.kind == RETIRED_SERVICE:
             self.drop_service(<Service *>item.pointer)
+        elif item.kind == RETIRED_DESTINATION:
+            self.free_ids.append(<uintptr_t>item.pointer)
         else:
             free(item.pointer)
         free(item)
@@ -1105,14 +1107,15 @@ cdef class Core:
             exchange_ptr(<void **>&self.engine.watch, NULL)
             self.attend()
             epoch = add_ordered_u64(&self.engine.epoch, 1)
-            self.retire(watch.ring, False, epoch)
-            self.retire(watch, False, epoch)
+            self.retire(watch.ring, RETIRED_MEMORY, epoch)
+            self.retire(watch, RETIRED_MEMORY, epoch)
 
     def watch_rows(self, uint32_t limit):
         """(rows of state_row() of connections noted so far, at most `limit`; how many were lost
         because nobody read in time)."""
         cdef Watch *watch = self.engine.watch
         cdef Noted entry
+        cdef Conn *conn
         cdef bint some
         cdef list rows = []
         if watch is NULL:
@@ -1126,7 +1129,9 @@ cdef class Core:
             spin_unlock(&watch.lock)
             if not some:
                 break
-            rows.append(self.state_row(<Conn *>entry.record, entry.words))
+            conn = <Conn *>entry.record
+            if dest_of(&self.engine.destinations, conn.destination).generation == entry.generation:
+                rows.append(self.state_row(conn, entry.words))
         return rows, watch.lost
 
     # -- observation -----------------------------------------------------------------------------
@@ -1138,14 +1143,24 @@ cdef class Core:
         it that nobody has plans for one.
         """
         cdef Dest *target
+        cdef list unused
+        cdef uint64_t epoch
         self.reclaim()
         # A packet on its way may still make a connection from a retired snapshot.
         if self.retired is NULL:
-            for id in [*self.draining]:
+            unused = []
+            for id in self.draining:
                 target = dest_of(&self.engine.destinations, id)
                 if load_u32(&target.references) == 0 and load_u32(&target.held) == 0:
-                    self.draining.discard(id)
-                    self.free_ids.append(id)
+                    # Now what was remembered of it is void; a packet may be about to use it.
+                    store_u16(&target.generation, target.generation + 1)
+                    unused.append(id)
+            if unused:
+                epoch = add_ordered_u64(&self.engine.epoch, 1)
+                for id in unused:
+                    self.retire(<void *><uintptr_t>id, RETIRED_DESTINATION, epoch)
+                self.draining.difference_update(unused)
+                self.reclaim()
         return frozenset(self.draining)
 
     def traffic(self, uint32_t id):

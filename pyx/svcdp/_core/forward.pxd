@@ -307,6 +307,7 @@ cdef inline void forward(
     is that after its first packet already.
     """
     cdef uint8_t before = conn.state
+    cdef Watch *watch
     packet.destination = conn.destination
     if unlikely(view.quoted):
         forward_error(engine, worker, packet, view, conn, direction)
@@ -317,8 +318,11 @@ cdef inline void forward(
     if reason != SVCDP_REASON_NEW and reason != SVCDP_REASON_BYPASS:
         change_state(engine, conn, direction, packet.data, view, view.words)
     use(engine, worker, view, conn, direction, now)
-    if unlikely(engine.watch is not NULL):
-        watch_packet(&engine.table, engine.watch, conn, view.words, direction, before)
+    watch = <Watch *>load_ordered_ptr(<void **>&engine.watch)
+    if unlikely(watch is not NULL):
+        watch_packet(
+            &engine.table, watch, conn, view.words,
+            dest_of(&engine.destinations, conn.destination).generation, direction, before)
     if direction == FROM_CLIENT:
         send_to(engine, worker, packet, view, conn, reason)
     else:

@@ -162,7 +162,8 @@ cdef inline void route_fragment(
     if fragment.offset:
         if (
             fragment_find(&engine.fragments, &engine.table.key, &fragment, now, &taken)
-            and dest_of(&engine.destinations, taken.destination).generation == taken.generation
+            and load_u16(&dest_of(&engine.destinations, taken.destination).generation)
+            == taken.generation
         ):
             forward_fragment(engine, worker, packet, view, &taken)
         else:

@@ -78,7 +78,7 @@ cdef struct Dest:
     uint32_t lower             # and below which it is not any more; 0: 3/4 of upper
     uint8_t overloaded
     uint8_t on_removal         # its service's
-    uint16_t generation        # how often the id was given
+    uint16_t generation        # how often the id was given up
     uint32_t weight            # in its service
     DestConfig *config         # of the destination; freed when no packet can see it
 

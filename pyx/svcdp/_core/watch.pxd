@@ -14,6 +14,7 @@ cdef enum:
 
 cdef struct Noted:
     uint32_t words
+    uint16_t generation        # of its destination
     uint64_t record[RECORD_WORDS]  # a copy of a Conn
 
 cdef struct Watch:
@@ -27,7 +28,9 @@ cdef struct Watch:
     Noted *ring
 
 
-cdef inline void note(Watch *watch, Conn *conn, uint32_t words) noexcept nogil:
+cdef inline void note(
+    Watch *watch, Conn *conn, uint32_t words, uint16_t generation
+) noexcept nogil:
     """`conn` is locked."""
     cdef Noted *entry
     spin_lock(&watch.lock)
@@ -36,6 +39,7 @@ cdef inline void note(Watch *watch, Conn *conn, uint32_t words) noexcept nogil:
     else:
         entry = &watch.ring[watch.head % watch.size]
         entry.words = words
+        entry.generation = generation
         memcpy(entry.record, conn, RECORD_V4 if words == 1 else RECORD_V6)
         watch.head += 1
     spin_unlock(&watch.lock)
@@ -64,15 +68,18 @@ cdef inline bint is_due(
 
 
 cdef inline void watch_packet(
-    Table *table, Watch *watch, Conn *conn, uint32_t words, uint32_t direction, uint8_t before
+    Table *table, Watch *watch, Conn *conn, uint32_t words, uint16_t generation,
+    uint32_t direction, uint8_t before
 ) noexcept nogil:
-    """After a packet of a connection, which is locked: note it if it is due, and its template."""
+    """After a packet of a connection, which is locked: note it if it is due, and its template.
+    `generation` is that of its destination.
+    """
     cdef Conn *template
     if not is_due(watch, conn, direction, before):
         return
-    note(watch, conn, words)
+    note(watch, conn, words, generation)
     if conn.control:
         template = record(table, pool_of(words), conn.control)
         spin_lock(&template.lock)
-        note(watch, template, words)
+        note(watch, template, words, 0)
         spin_unlock(&template.lock)

@@ -351,6 +351,25 @@ def test_drain_keeps_a_quiesced_server() -> None:
     assert bench.send("S", port=1).destination == ONE
 
 
+def test_what_is_remembered_of_an_id_is_void_when_it_is_given_again() -> None:
+    """Connections that were noted for another node, and captures of before an edit."""
+    bench = Bench()
+    server = DestinationSpec("10.1.1.1", 80, method="dr", mark=5)
+    bench.serve(server, protocol="udp")
+    watch = bench.dp.watch_connections(threshold=1)
+    bench.send(protocol="udp")
+    bench.serve(replace(server, mark=6), protocol="udp")
+    assert bench.dp.draining().hops == {(5, "10.1.1.1")}
+    bench.dp.apply([])
+    bench.dp.sweep()
+    assert bench.dp.draining() == svcdp.Captures()
+    bench.serve(replace(server, address="10.1.1.9", port=81, mark=7), protocol="udp", port=81)
+    bench.send(protocol="udp", to=(VIRTUAL[4], 81))
+    assert bench.dp.draining() == svcdp.Captures()
+    assert [(told.virtual_port, told.destination) for told in watch.read()] == [(81, "10.1.1.9")]
+    watch.close()
+
+
 def test_counters_of_what_is_gone_do_not_come_back() -> None:
     """A destination without connections is forgotten with its counters."""
     bench = Bench()
