@@ -585,24 +585,22 @@ cdef class Core:
         cdef Destination result = Destination.__new__(Destination)
         cdef uint32_t id = self.free_ids.pop() if self.free_ids else self.next_id
         cdef Dest *state
-        cdef DestConfig *config
-        cdef uint16_t generation
+        cdef Dest fresh
         cdef Worker *worker = self.workers
         self.reserve_destination(id)
         if id == self.next_id:
             self.next_id += 1
         state = dest_of(&self.engine.destinations, id)
-        config = state.config
-        generation = state.generation
-        memset(state, 0, sizeof(Dest))
+        memset(&fresh, 0, sizeof(Dest))
+        memcpy(fresh.address, PyBytes_AS_STRING(address), PyBytes_GET_SIZE(address))
+        fresh.id = id
+        fresh.words = <uint8_t>(PyBytes_GET_SIZE(address) // 4)
+        fresh.port = htons(port)
+        fresh.on_removal = REMOVAL_UNSET
         # What the id had before is freed when it gets another one.
-        state.config = config
-        state.generation = generation
-        state.on_removal = REMOVAL_UNSET
-        memcpy(state.address, PyBytes_AS_STRING(address), PyBytes_GET_SIZE(address))
-        state.id = id
-        state.words = <uint8_t>(PyBytes_GET_SIZE(address) // 4)
-        state.port = htons(port)
+        fresh.config = state.config
+        fresh.generation = state.generation  # packets may look at it at any time
+        state[0] = fresh
         self.configs.pop(id, None)
         while worker is not NULL:
             memset(&worker.traffic[id // DESTINATION_CHUNK][id % DESTINATION_CHUNK], 0,
