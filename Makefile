@@ -16,7 +16,7 @@ LOCKED := flock build/.lock
 SANITIZED = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
 
-.PHONY: help build demo test lint types dist bench asan clean
+.PHONY: help build demo test test-cluster lint types dist bench asan clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -40,6 +40,15 @@ demo: build ## real clients, real servers, real traffic, in network namespaces
 
 test: build ## all tests; those in network namespaces need root
 	$(BIN)/pytest
+
+# Go finds what it compiled before in its own cache; without that it takes some ten minutes.
+build/cluster/apiserver: $(addprefix tests/cluster/,go.mod go.sum main.go)
+	@cd tests/cluster && go list -m >/dev/null || { echo \
+	    'test-cluster needs Go >= 1.26 as `go` in PATH, or >= 1.21 with GOTOOLCHAIN=auto' >&2; exit 1; }
+	cd tests/cluster && nice go build -buildvcs=false -trimpath -ldflags='-s -w' -o $(CURDIR)/$@ .
+
+test-cluster: build build/cluster/apiserver ## what follows a real Kubernetes API server; needs Go
+	$(BIN)/pytest tests/cluster
 
 bench: build ## the core beside a plain C loop, as one table
 	$(BIN)/python -m benchmarks
