@@ -82,8 +82,12 @@ def save(
     digest = hashlib.sha256()
     count = length = 0
     try:
+        # What a crash left, or somebody else has put there.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
         # Only its owner may see who talks to whom.
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(draft, flags, 0o600)
         try:
             with open(fd, "wb") as file:
                 file.write(bytes(HEADER.size + DIGEST_SIZE))

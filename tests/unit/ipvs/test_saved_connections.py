@@ -180,6 +180,22 @@ def test_a_file_is_private_and_replaced_at_once(file: Path) -> None:
     assert [entry.name for entry in file.parent.iterdir()] == ["connections"]
 
 
+def test_what_is_in_the_place_of_the_draft_is_not_followed(file: Path) -> None:
+    """Whoever may write to the folder must not have another file overwritten, or read ours."""
+    draft = file.with_name(f".{file.name}.new")
+    other = file.with_name("other")
+    other.write_text("mine")
+    draft.symlink_to(other)
+    save(file, [WEB])
+    assert other.read_text() == "mine"
+    assert not file.is_symlink()
+    draft.write_text("left by a crash")
+    draft.chmod(0o644)
+    save(file, [WEB])
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [*load(file)] == [WEB]
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(PlatformError, match=r"cannot save connections to .*: No such file") as info:
         save(tmp_path / "missing" / "connections", [])
