@@ -27,6 +27,7 @@ from svcdp.explain import (
 from svcdp.handover import (
     ConnectionWatch,
     Imported,
+    can_import,
     export_connections,
     import_connection,
 )
@@ -470,6 +471,12 @@ class Dataplane(Core):
         too. ConfigError when the state contradicts itself.
         """
         return import_connection(self, state, self.clock() if now is None else now)
+
+    def can_import(self, state: ConnectionState) -> bool:
+        """Whether the service and the destination of a connection are here: what
+        `import_connection` needs. ConfigError when the state contradicts itself.
+        """
+        return can_import(self, state)
 
     def watch_connections(
         self, limit: int = 1 << 16, *, threshold: int = 3, period: int = 50

@@ -20,12 +20,15 @@ from svcdp.status import ONE_PACKET, SYNC, ConnectionState
 from svcdp.types import Protocol, ServiceSpec, fwmark_key
 
 if TYPE_CHECKING:
+    from svcdp._core.engine import Destination as Handle
     from svcdp.dataplane import Dataplane
+    from svcdp.transaction import Installed
 
-__all__ = ["ConnectionWatch", "Imported", "export_connections", "import_connection"]
+__all__ = ["ConnectionWatch", "Imported", "can_import", "export_connections", "import_connection"]
 
+Missing = Literal["no_service", "no_destination"]
 #: What became of an imported connection.
-Imported = Literal["created", "updated", "no_service", "no_destination", "full", "refused"]
+Imported = Literal["created", "updated", Missing, "full", "refused"]
 
 #: Records that one step looks at while it holds the GIL.
 STEP = 4096
@@ -88,16 +91,10 @@ def import_connection(dataplane: Dataplane, state: ConnectionState, now: int) ->
     """
     check_state(state)
     with dataplane._lock:
-        key = _service_key(dataplane, state)
-        installed = None if key is None else dataplane._installed.get(key)
-        if installed is None:
-            return "no_service"
-        destination = parse_address(state.destination).text
-        handle = installed.handles.get((destination, state.destination_port))
-        if handle is None:
-            handle = installed.handles.get((destination, 0))
-        if handle is None:
-            return "no_destination"
+        place = _place_of(dataplane, state)
+        if isinstance(place, str):
+            return place
+        installed, handle = place
         deadline = now + int(state.expires_in * 1e9)
         client = parse_address(state.client).packed
         if state.is_template:
@@ -129,6 +126,26 @@ def import_connection(dataplane: Dataplane, state: ConnectionState, now: int) ->
                 now,
             )
         ]
+
+
+def can_import(dataplane: Dataplane, state: ConnectionState) -> bool:
+    """Whether its service and destination are here. ConfigError as `import_connection`."""
+    check_state(state)
+    with dataplane._lock:
+        return not isinstance(_place_of(dataplane, state), str)
+
+
+def _place_of(dataplane: Dataplane, state: ConnectionState) -> tuple[Installed, Handle] | Missing:
+    """The service and destination of a connection, or what is missing."""
+    key = _service_key(dataplane, state)
+    installed = None if key is None else dataplane._installed.get(key)
+    if installed is None:
+        return "no_service"
+    destination = parse_address(state.destination).text
+    handle = installed.handles.get((destination, state.destination_port))
+    if handle is None:
+        handle = installed.handles.get((destination, 0))
+    return "no_destination" if handle is None else (installed, handle)
 
 
 def _service_key(dataplane: Dataplane, state: ConnectionState) -> Key | None:

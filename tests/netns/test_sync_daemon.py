@@ -12,6 +12,7 @@ import wire
 
 import svcdp
 from svcdp.errors import PlatformError
+from svcdp.ipvs import sender, syncd
 from svcdp.ipvs.sync import SyncEntry, encode
 from svcdp.ipvs.syncd import GROUP, PORT, SyncConfig, SyncDaemon
 from svcdp.lab import Lab, Namespace, wait_until
@@ -36,9 +37,9 @@ class Place:
         with self.dp.transaction() as tx:
             tx.service(VIRTUAL, 80).add(*REAL)
 
-    def establish(self, port: int) -> None:
+    def establish(self, port: int, to: int = 80) -> None:
         for flags in "SAA":
-            self.dp.process(wire.packet("tcp", CLIENT, port, VIRTUAL, 80, flags))
+            self.dp.process(wire.packet("tcp", CLIENT, port, VIRTUAL, to, flags))
 
     def knows(self, *ports: int) -> bool:
         return {c.client_port for c in self.dp.connections()} == {*ports}
@@ -114,6 +115,25 @@ def test_who_comes_later_is_told_all(places: dict[str, Place], start: Start) -> 
     start("right")
     ports = range(40000, 41000)
     wait_until(lambda: places["right"].knows(*ports), 3 * TIMEOUT, "it is told all")
+
+
+def test_who_gets_services_later_is_told_of_their_connections(
+    places: dict[str, Place], start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syncd, "REQUEST_PAUSE", 0.5)
+    monkeypatch.setattr(sender, "FULL_PAUSE", 0.5)
+    left, right = places.values()
+    with left.dp.transaction() as tx:
+        tx.service(VIRTUAL, 81).add(*REAL)
+    start("left", role="master")
+    backup = start("right", role="backup")
+    left.establish(40000)
+    left.establish(40001, to=81)
+    outcomes = {"created", "no_service"}
+    wait_until(lambda: backup.stats().received.outcomes.keys() == outcomes, TIMEOUT, "it hears")
+    with right.dp.transaction() as tx:
+        tx.service(VIRTUAL, 81).add(*REAL)
+    wait_until(lambda: right.knows(40000, 40001), 2 * TIMEOUT, "it asks again")
 
 
 def test_what_waits_is_said_at_the_end(places: dict[str, Place], start: Start) -> None:

@@ -16,6 +16,8 @@ __all__ = ["Receiver", "ReceiverStats", "state_of"]
 METHOD = 0x0007
 TEMPLATE_TIMEOUT = 180  # seconds, as in ip_vs_sync.c
 TIMEOUT_MAX = 31 * 86400  # seconds, the longest that ipvsadm takes
+#: Destinations that are not served here, of which to remember that they were told of.
+LEFT_OUT_MAX = 4096
 #: Flags that a peer may set.
 FLAGS = METHOD | NOOUTPUT | INACTIVE | NO_CPORT | TEMPLATE
 
@@ -52,7 +54,21 @@ class Receiver:
         self._syncid = syncid
         self._packets = packets
         self._on_request = on_request
+        #: A connection of each destination that is not served here.
+        self._left_out: dict[tuple[str | int, ...], ConnectionState] = {}
         self.stats = ReceiverStats()
+
+    def lacks_something(self) -> bool:
+        """Whether to ask for the whole table: nothing was taken of it yet, or something of it
+        was left out and is served now.
+        """
+        dp = self._dp
+        if dp is None:
+            return False
+        served = [key for key, state in self._left_out.items() if dp.can_import(state)]
+        for key in served:
+            del self._left_out[key]
+        return bool(served) or not self.stats.outcomes.keys() & {"created", "updated"}
 
     def receive(self, data: bytes) -> None:
         """Take a datagram."""
@@ -75,12 +91,28 @@ class Receiver:
 
     def _take(self, dp: Dataplane, entry: SyncEntry) -> None:
         try:
-            outcome = dp.import_connection(state_of(entry, self._packets))
+            state = state_of(entry, self._packets)
+            outcome = dp.import_connection(state)
         except (ConfigError, StateError):
             self.stats.malformed_entries += 1
-        else:
-            outcomes = self.stats.outcomes
-            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+            return
+        outcomes = self.stats.outcomes
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+        if outcome in ("no_service", "no_destination") and len(self._left_out) < LEFT_OUT_MAX:
+            self._left_out[_place(state)] = state
+
+
+def _place(state: ConnectionState) -> tuple[str | int, ...]:
+    """What connections of one service and destination have in common."""
+    return (
+        state.is_template,
+        state.protocol,
+        state.virtual,
+        state.virtual_port,
+        state.fwmark,
+        state.destination,
+        state.destination_port,
+    )
 
 
 def state_of(entry: SyncEntry, packets: int) -> ConnectionState:

@@ -102,7 +102,8 @@ class SyncDaemon:
     """Keeps the connections of several directors alike, from `start` to `stop`.
 
     A director that starts asks the others for their whole table: so one that comes back after a
-    crash knows what the rest know (those running Linux's IPVS do not answer that).
+    crash knows what the rest know (those running Linux's IPVS do not answer that). It asks again
+    when services or destinations were added of whose connections it was told before.
     The protocol proves nothing: whoever can send to the port can make connections. Use it on a
     network of its own.
     """
@@ -213,8 +214,10 @@ class SyncDaemon:
             self._send(self._sender.flush())
 
     def _ask(self) -> None:
-        """For the whole table, until somebody told of something: messages get lost."""
-        if self.config.role != "master" and not self._receiver.stats.outcomes:
+        """For the whole table, while this one lacks something of it: messages get lost, and
+        services come later than connections.
+        """
+        if self._receiver.lacks_something():
             self._send([encode_request(self.config.syncid)])
 
     def _wait(self, timeout: float) -> bool:

@@ -145,10 +145,13 @@ def test_what_has_no_place() -> None:
     (state,) = running("nat").dp.export_connections()
     bench = Bench()
     assert bench.dp.import_connection(state) == "no_service"
+    assert not bench.dp.can_import(state)
     bench.serve(TWO)
     assert bench.dp.import_connection(state) == "no_destination"
+    assert not bench.dp.can_import(state)
     bench = Bench(1)
     bench.serve(ONE)
+    assert bench.dp.can_import(state)
     assert bench.dp.import_connection(state) == "created"
     assert bench.dp.import_connection(replace(state, client_port=5)) == "full"
     assert bench.dp.stats().connections == 1

@@ -393,6 +393,31 @@ def test_a_syncid_of_others_is_not_heard() -> None:
     assert len(director.connections()) == 1
 
 
+def test_it_lacks_something_until_something_was_taken() -> None:
+    director = Director()
+    assert director.receiver.lacks_something()
+    entry = SyncEntry(6, 0, 1, CLIENT[4], 40000, VIRTUAL[4], 80, *REAL, timeout=900)
+    director.hear([replace(entry, virtual_port=81), replace(entry, destination="10.1.0.8")])
+    assert director.receiver.lacks_something()
+    director.hear([entry])
+    assert not director.receiver.lacks_something()
+    assert not Receiver(None, 5).lacks_something()
+
+
+def test_it_lacks_something_when_services_come_later_than_connections() -> None:
+    director = Director()
+    entry = SyncEntry(6, 0, 1, CLIENT[4], 40000, VIRTUAL[4], 80, *REAL, timeout=900)
+    director.hear([entry, replace(entry, virtual_port=81), replace(entry, destination="10.1.0.8")])
+    assert not director.receiver.lacks_something()
+    director.serve(("10.1.0.9", 8080), port=81)
+    assert not director.receiver.lacks_something()  # that one is of no use
+    director.serve(("10.1.0.9", 8080), REAL, port=81)
+    assert director.receiver.lacks_something()
+    assert not director.receiver.lacks_something()  # said once
+    director.serve(REAL, ("10.1.0.8", 8080))
+    assert director.receiver.lacks_something()
+
+
 def test_what_is_not_served_here_is_counted() -> None:
     director = Director()
     entry = SyncEntry(6, 0, 1, CLIENT[4], 40000, VIRTUAL[4], 80, *REAL, timeout=900)
