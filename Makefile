@@ -43,9 +43,10 @@ test: build ## all tests; those in network namespaces need root
 
 # Go finds what it compiled before in its own cache; without that it takes some ten minutes.
 build/cluster/apiserver: $(addprefix tests/cluster/,go.mod go.sum main.go)
-	@cd tests/cluster && go list -m >/dev/null || { echo \
-	    'test-cluster needs Go >= 1.26 as `go` in PATH, or >= 1.21 with GOTOOLCHAIN=auto' >&2; exit 1; }
-	cd tests/cluster && nice go build -buildvcs=false -trimpath -ldflags='-s -w' -o $(CURDIR)/$@ .
+	@cd tests/cluster && version=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes) || { echo \
+	    'test-cluster needs Go >= 1.26 as `go` in PATH, or >= 1.21 with GOTOOLCHAIN=auto' >&2; exit 1; }; \
+	nice go build -buildvcs=false -trimpath -o $(CURDIR)/$@ \
+	    -ldflags="-s -w -X k8s.io/component-base/version.gitVersion=$$version" .
 
 test-cluster: build build/cluster/apiserver ## what follows a real Kubernetes API server; needs Go
 	$(BIN)/pytest tests/cluster

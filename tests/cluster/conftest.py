@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from controlplane import PROGRAM, ControlPlane
+from relay import Relay
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +30,10 @@ def plane(_shared: ControlPlane) -> Iterator[ControlPlane]:
     test makes is deleted after it; it may stop, restart and compact the server."""
     yield _shared
     _shared.reset()
+
+
+@pytest.fixture
+def relay(plane: ControlPlane) -> Iterator[Relay]:
+    """The network before the API server: ``plane.kubeconfig(url=f"https://127.0.0.1:{relay.port}")``."""
+    with Relay(plane.port) as relay:
+        yield relay
