@@ -129,8 +129,8 @@ def test_who_gets_services_later_is_told_of_their_connections(
     backup = start("right", role="backup")
     left.establish(40000)
     left.establish(40001, to=81)
-    outcomes = {"created", "no_service"}
-    wait_until(lambda: backup.stats().received.outcomes.keys() == outcomes, TIMEOUT, "it hears")
+    wanted = {"created", "no_service"}
+    wait_until(lambda: backup.stats().received.outcomes.keys() >= wanted, TIMEOUT, "it hears")
     with right.dp.transaction() as tx:
         tx.service(VIRTUAL, 81).add(*REAL)
     wait_until(lambda: right.knows(40000, 40001), 2 * TIMEOUT, "it asks again")
