@@ -328,6 +328,14 @@ def test_a_full_queue(path: Path, dp: svcdp.Dataplane, fail_open: bool) -> None:
             queue.close()
 
 
+def test_packets_wait_for_halted_workers(path: Path, dp: svcdp.Dataplane) -> None:
+    with served(dp, path) as workers:
+        workers.halt()
+        flood(path, 20)
+        assert totals(workers)("waiting") == 20
+        assert totals(workers)("received") == 0
+
+
 def test_an_event_loop(path: Path, dp: svcdp.Dataplane) -> None:
     with (
         NFQueue(dp, 0, netns=path.node.full_name) as first,

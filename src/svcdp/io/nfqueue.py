@@ -244,13 +244,17 @@ class QueueWorkers:
                 number or errno.EIO, f"a queue is no longer served: {self.error}"
             ) from self.error
 
-    def stop(self) -> None:
-        """Stop serving, then unbind. Idempotent."""
+    def halt(self) -> None:
+        """Stop serving, for good; packets wait in the queues until `stop`. Idempotent."""
         for queue in self._queues.values():
             queue.stop()
         for thread in self._threads:
             thread.join()
         self._threads = []
+
+    def stop(self) -> None:
+        """Stop serving, then unbind. Idempotent."""
+        self.halt()
         self._close()
 
     def stats(self) -> dict[int, QueueStats]:

@@ -65,17 +65,10 @@ class NfqueueMode:
         tries again.
         """
         with self._lock:
-            self._follow_routes()
-            if not (self._installed and self._leaving):
-                return
-            draining = self._dataplane.draining()
-            wanted = items_of(self._dataplane.captures())
-            if self._held is None:
-                self._apply(wanted)
-            else:
-                self._change(_NOTHING, self._held - wanted)
-            self._onward.release(wanted)
-            self._leaving = draining != Captures()
+            try:
+                self._follow_routes()
+            finally:
+                self._shrink()
 
     def close(self) -> None:
         """Remove what was installed: from here on packets take their way without svcdp."""
@@ -97,6 +90,18 @@ class NfqueueMode:
         hops = frozenset(self._onward.hops())
         if self._installed and hops:
             self._rules.refresh(dataclasses.replace(self._plan, items=hops))
+
+    def _shrink(self) -> None:
+        if not (self._installed and self._leaving):
+            return
+        draining = self._dataplane.draining()
+        wanted = items_of(self._dataplane.captures())
+        if self._held is None:
+            self._apply(wanted)
+        else:
+            self._change(_NOTHING, self._held - wanted)
+        self._onward.release(wanted)
+        self._leaving = draining != Captures()
 
     def _grow(self, wanted: frozenset[Item]) -> None:
         self._leaving = True

@@ -66,6 +66,7 @@ class _Daemon:
     def __init__(self, config: NodeConfig, reread: Callable[[], NodeConfig] | None) -> None:
         self._config = config
         self._reread = reread
+        self._told_to_stop = False
         self._source = ManifestSource(config.manifests) if config.manifests else None
         self._ipvs: IpvsServices | None = None
         self._dataplane = Dataplane(
@@ -92,6 +93,7 @@ class _Daemon:
 
         def stop(number: signal.Signals) -> None:
             log.info("stopping", extra={"signal": number.name})
+            self._told_to_stop = True
             notify("STOPPING=1")
             for each in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(each)
@@ -162,8 +164,13 @@ class _Daemon:
             await self._attend(sync, mode)
 
     async def _withdraw(self, mode: NfqueueMode) -> None:
-        """Stop capturing, then wait until the queues are empty: nothing more comes in."""
-        if self._config.keep_rules:
+        """Nothing more comes in: stop capturing, then wait until the queues are empty.
+
+        Where rules are to be kept for the next daemon packets wait in the queues instead: a
+        connection made after the last save would be unknown to it. What fails leaves no rules.
+        """
+        if self._config.keep_rules and self._told_to_stop:
+            await asyncio.to_thread(self._workers.halt)
             return
         await asyncio.to_thread(mode.close)
         deadline = time.monotonic() + DRAIN_TIME

@@ -128,7 +128,9 @@ class IpvsViews:
     async def listing(self, request: Request) -> Iterator[Item]:
         """Services as `ListedService`, with "rates" or "persistent" if they are asked for."""
         estimator = await self._rates.estimator() if request.get("rates") else Estimator()
-        bound = self._bound() if request.get("persistent") else Counter()
+        bound: Counter[Id] = Counter()
+        if request.get("persistent"):
+            bound = await asyncio.to_thread(self._bound)
         return (
             msgspec.to_builtins(
                 ListedService(

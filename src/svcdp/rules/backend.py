@@ -81,10 +81,10 @@ class KernelBackend(Backend):
         call_in(self._netns, partial(self._apply, plan))
 
     def update(self, plan: CapturePlan, added: Collection[Item], removed: Collection[Item]) -> None:
-        call_in(self._netns, partial(self._update, plan.hop_marks, added, removed))
+        call_in(self._netns, partial(self._update, _field(plan), added, removed))
 
     def refresh(self, plan: CapturePlan) -> None:
-        call_in(self._netns, partial(hops.refresh, plan.hops, plan.hop_marks))
+        call_in(self._netns, partial(hops.refresh, plan.hops, _field(plan)))
 
     def paths(self, addresses: Iterable[str]) -> Mapping[str, Path]:
         return call_in(self._netns, partial(find_paths, addresses))
@@ -106,39 +106,42 @@ class KernelBackend(Backend):
             # The guard is in force before what it makes up for is allowed.
             self._install(plan, self._sysctls.guard())
             routes.add(plan)
-            hops.apply(plan.hops, plan.hop_marks)
+            hops.apply(plan.hops, _field(plan))
             self._sysctls.apply()
         except BaseException:
             with contextlib.suppress(SvcdpError):  # the first error says why
                 self._remove()
             raise
 
-    def _update(self, mask: int, added: Collection[Item], removed: Collection[Item]) -> None:
+    def _update(
+        self, field: hops.Field, added: Collection[Item], removed: Collection[Item]
+    ) -> None:
         new_hops, old_hops = (
             [each for each in change if isinstance(each, Hop)] for change in (added, removed)
         )
         try:
-            hops.add(new_hops, mask)
+            hops.add(new_hops, field)
             self._change(
                 [each for each in added if isinstance(each, Element)],
                 [each for each in removed if isinstance(each, Element)],
             )
         except BaseException:
             with contextlib.suppress(SvcdpError):  # the first error says why
-                hops.remove(new_hops, mask)
+                hops.remove(new_hops, field)
             raise
-        hops.remove(old_hops, mask)
+        hops.remove(old_hops, field)
 
     def _remove(self) -> None:
         with contextlib.ExitStack() as steps:  # all of them, whatever fails; backwards
-            steps.callback(self._uninstall)
-            steps.callback(self._sysctls.restore)
+            # What is captured needs its routes, and what the sysctls allow needs the guard.
             steps.callback(routes.remove)
             steps.callback(hops.remove_all)
+            steps.callback(self._uninstall)
+            steps.callback(self._sysctls.restore)
 
     def _render(self, plan: CapturePlan) -> str:
         lines = [" ".join(argv) for argv in routes.commands(plan)]
-        lines += hops.commands(plan.hops, plan.hop_marks)
+        lines += hops.commands(plan.hops, _field(plan))
         lines += [
             f"sysctl -w net.ipv4.conf.{name.replace('/', '.')}={value} # was {original}"
             for name, (original, value) in self._sysctls.changes().items()
@@ -164,3 +167,7 @@ class KernelBackend(Backend):
     @abc.abstractmethod
     def _show(self) -> str:
         """Sets and rules of ours in the kernel."""
+
+
+def _field(plan: CapturePlan) -> hops.Field:
+    return hops.Field(plan.hop_marks, plan.forward_mark)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from svcdp.errors import RulesError
 from svcdp.rules.plan import family_of
 from svcdp.rules.tools import run
 
@@ -30,10 +31,18 @@ class Path:
 
 
 def find_paths(addresses: Iterable[str]) -> dict[str, Path]:
-    """The paths to addresses in this network namespace. Those without a route are missing."""
+    """The paths to addresses in this network namespace. Those without a route are missing.
+    RulesError where the tool cannot be understood.
+    """
+    try:
+        return _find_paths(sorted(set(addresses)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RulesError(f"ip -json prints what svcdp does not understand: {error!r}") from None
+
+
+def _find_paths(every: list[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     mtus = None
-    every = sorted(set(addresses))
     for version in (4, 6):
         wanted = [each for each in every if family_of(each) == version]
         if not wanted:

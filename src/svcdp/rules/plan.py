@@ -133,6 +133,11 @@ class CapturePlan:
         for mark, *_ in self.marks:
             if mark & ~self.free_marks:
                 raise ConfigError(f"fwmark {mark:#x} holds forward_mark or pass_mark")
+            if mark & self.hop_marks:
+                raise ConfigError(
+                    f"fwmark {mark:#x} holds bits of hop_marks {self.hop_marks:#x}: its packets"
+                    " would take the way of destinations by dr"
+                )
         try:
             for cidr in self.service_cidrs:
                 ipaddress.ip_network(cidr)

@@ -33,6 +33,7 @@ from svcdp.io.nfqueue import QueueWorkers
 from svcdp.lab import Namespace, Server, Topology, wait_until
 from svcdp.lab.servers import PATTERN
 from svcdp.rules import Backend, CapturePlan
+from svcdp.rules.hops import TABLES
 from svcdp.rules.plan import Hop
 
 pytestmark = pytest.mark.netns
@@ -282,17 +283,44 @@ def test_a_next_hop_that_was_away(cluster: Topology, directing: Directing) -> No
         assert whom(cluster.client, virtual, cluster.direct_port) == ("a", CLIENT)
 
 
-@FAMILIES
-def test_what_a_killed_process_left_is_taken_over(
-    cluster: Topology, directing: Directing, new_backend: Callable[[], Backend], family: int
+def test_a_next_hop_that_the_kernel_refuses(
+    cluster: Topology, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its marks may have meant other servers."""
+    """Others are not affected, and packets to it are unreachable."""
+    server = cluster.servers[0].ipv4
+    good, bad = Hop(1 << 22, server), Hop(2 << 22, node_addresses(cluster)[0])
+    backend.apply(CapturePlan(items=frozenset({bad})))
+    try:
+        backend.update(CapturePlan(), [good], [])
+        tables = [
+            cluster.node.run(["ip", "route", "show", "table", str(TABLES + n)]).stdout
+            for n in (1, 2)
+        ]
+    finally:
+        backend.remove()
+    assert f"default via {server} dev" in tables[0]
+    assert "via" not in tables[1]
+    assert tables[1].startswith("unreachable default")
+    assert {record.message for record in caplog.records} == {"a next hop cannot be reached"}
+
+
+@FAMILIES
+@pytest.mark.parametrize("hop_marks", [0xFFC00000, 0xFF00])
+def test_what_a_killed_process_left_is_taken_over(
+    cluster: Topology,
+    directing: Directing,
+    new_backend: Callable[[], Backend],
+    family: int,
+    hop_marks: int,
+) -> None:
+    """Its marks may have meant other servers, and stood elsewhere."""
     before = traces(cluster.node)
     for server in cluster.servers[:2]:
         holds(server, VIRTUAL[family])
     addresses = [server_addresses(cluster, number)[family] for number in (2, 1, 0)]
-    left = frozenset(Hop(n << 22, address) for n, address in enumerate(addresses, 1))
-    new_backend().apply(CapturePlan(items=left))
+    step = hop_marks & -hop_marks
+    left = frozenset(Hop(n * step, address) for n, address in enumerate(addresses, 1))
+    new_backend().apply(CapturePlan(items=left, hop_marks=hop_marks))
     assert traces(cluster.node) != before
     with directing(service(cluster, family, "dr")):
         answers = {whom(cluster.client, VIRTUAL[family], cluster.direct_port) for _ in range(4)}

@@ -32,6 +32,7 @@ class Kernel(Backend):
         self.refuse = False
         self.routes: dict[str, Path] = {}
         self.refreshed: list[Hop] = []
+        self.lost = False  # whether routes cannot be asked for
 
     def _call(self, name: str) -> None:
         if self.refuse:
@@ -55,6 +56,8 @@ class Kernel(Backend):
         self.refreshed = plan.hops
 
     def paths(self, addresses: Iterable[str]) -> Mapping[str, Path]:
+        if self.lost:
+            raise RulesError("no routes")
         return {address: self.routes[address] for address in addresses if address in self.routes}
 
     def remove(self) -> None:
@@ -178,6 +181,17 @@ def test_trim_mends_what_a_refused_update_left(bench: Bench) -> None:
     bench.kernel.refuse = False
     bench.kernel.held = None
     bench.mode.trim()
+    assert bench.kernel.held == bench.wanted
+
+
+def test_trim_goes_on_where_routes_cannot_be_asked_for(bench: Bench) -> None:
+    bench.kernel.routes = {"10.1.0.1": Path("eth0", "", "192.0.2.1", 1500)}
+    bench.mode.update([by("dr", "10.1.0.1"), DNS], [])
+    bench.mode.install()
+    bench.mode.update([], [DNS.key])
+    bench.kernel.lost = True
+    with pytest.raises(RulesError, match="no routes"):
+        bench.mode.trim()
     assert bench.kernel.held == bench.wanted
 
 

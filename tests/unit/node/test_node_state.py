@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from bench import Bench
 
+from svcdp.dataplane import Dataplane
 from svcdp.errors import ConfigError
 from svcdp.ipvs.saved import load, save
 from svcdp.node.config import NodeConfig
@@ -96,6 +97,26 @@ def test_what_goes_wrong_is_logged(
         "connections are not saved",
     ]
     assert len(load(file)) == 0
+    assert file.with_name("connections.unreadable").read_text() == "nothing of ours"
+
+
+def test_a_save_that_fails_is_not_the_last(
+    file: Path, bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Dataplane) -> None:
+        monkeypatch.undo()
+        raise ZeroDivisionError
+
+    async def live() -> None:
+        store = ConnectionStore(bench.dp, str(file), 0.01)
+        await store.open()
+        while not file.exists():
+            await asyncio.sleep(0.01)
+        await store.close()
+
+    monkeypatch.setattr(Dataplane, "export_connections", fails)
+    asyncio.run(asyncio.wait_for(live(), 10))
+    assert messages(caplog) == ["connections are not saved"]
 
 
 def test_without_a_file_nothing_is_done(bench: Bench, tmp_path: Path) -> None:

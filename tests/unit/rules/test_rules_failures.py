@@ -36,7 +36,8 @@ def test_a_failed_route_takes_back_the_rules(host: Host) -> None:
     plan = CapturePlan(service_cidrs=("10.96.0.0/12",), addresses=("192.0.2.1",))
     with pytest.raises(RulesError, match=r"no interface has the address 192\.0\.2\.1"):
         NftBackend(None, host.run_dir).apply(plan)
-    assert host.log()[-2:] == ["table inet svcdp", "delete table inet svcdp"]
+    log = host.log()
+    assert log[log.index("table inet svcdp") + 1] == "delete table inet svcdp"
     assert host.values() == "0 0"
 
 
@@ -71,3 +72,11 @@ def test_no_tool(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(host.bin))
     with pytest.raises(FeatureUnavailable, match="nft is not installed"):
         NftBackend(None, host.run_dir).show()
+
+
+@pytest.mark.parametrize("printed", ["[{", '[{"dst": "10.1.0.1"}]', "[1]"])
+def test_a_tool_that_is_not_understood(host: Host, printed: str) -> None:
+    host.install()
+    host.prints("ip", printed)
+    with pytest.raises(RulesError, match="does not understand"):
+        NftBackend(None, host.run_dir).paths(["10.1.0.1"])

@@ -30,6 +30,7 @@ from svcdp.rules.plan import Element, Hop, Mark, items_of
         ({"hop_marks": 0x5}, "hop_marks 0x5: not a row of bits"),
         ({"hop_marks": 0xFFF00000}, "hop_marks 0xfff00000 hold forward_mark or pass_mark"),
         ({"items": frozenset({Mark(0x100001, 4)})}, "fwmark 0x100001 holds forward_mark"),
+        ({"items": frozenset({Mark(0x400001, 4)})}, "fwmark 0x400001 holds bits of hop_marks"),
         ({"service_cidrs": ("10.96.0.1/12",)}, "10.96.0.1/12 has host bits set"),
         ({"addresses": ("node",)}, "'node'"),
     ],

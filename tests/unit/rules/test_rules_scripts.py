@@ -126,7 +126,7 @@ def test_next_hops_are_shown(host: Host) -> None:
     """Here no address has a route."""
     hops = frozenset({Hop(0x400000, "10.1.1.11"), Hop(0x800000, "fd00:10:1::11")})
     script = NftBackend(None, host.run_dir).render(CapturePlan(items=hops))
-    rule = "ip -4 rule add priority 4097 from all fwmark 0x400000/0xffc00000 lookup 1398145025"
+    rule = "ip -4 rule add priority 4097 from all fwmark 0x500000/0xffd00000 lookup 1398145025"
     assert f"{rule} proto 112\n" in script
     route = "ip -6 route replace unreachable default metric 4278198272 table 1398145026"
     assert f"{route} proto 112\n" in script
