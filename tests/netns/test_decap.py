@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -11,13 +12,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pytest
 import wire
 
 import svcdp
+from svcdp.io.decap import Decapsulator
 from svcdp.io.tun import Tun
 from svcdp.lab import Lab, Namespace, wait_until
 
@@ -206,6 +208,62 @@ def test_the_host_is_as_it_was(hosts: dict[str, Namespace], start: Start) -> Non
         wait_until(lambda: director.run(asked).stdout, TIMEOUT, "ARP to give up")
     wait_until(lambda: "mine" not in state()[1], TIMEOUT, "the device to be gone")
     assert state() == before
+
+
+def arp(host: Namespace) -> str:
+    names = ("net.ipv4.conf.all.arp_ignore", "net.ipv4.conf.all.arp_announce")
+    return host.run(["sysctl", "-n", *names]).stdout
+
+
+def test_the_last_one_lets_the_host_speak_again(hosts: dict[str, Namespace], start: Start) -> None:
+    server = hosts["server"]
+    server.sysctl("net.ipv4.conf.all.arp_announce", 1)
+    before = arp(server)
+    with ExitStack() as first:
+        first.enter_context(start("--vip", VIRTUAL[4]))
+        quiet = arp(server)
+        with start("--vip", "10.96.0.11", "--device", "second"):
+            first.close()
+            assert arp(server) == quiet == "1\n2\n"
+    assert arp(server) == before
+    with start("--vip", VIRTUAL[4]) as process:
+        process.kill()
+        process.wait(TIMEOUT)
+    assert arp(server) == quiet
+    with start("--vip", VIRTUAL[4]):
+        server.sysctl("net.ipv4.conf.all.arp_ignore", 8)  # by somebody else
+    assert arp(server) == "8\n1\n"
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM, errno.EIO])
+def test_a_device_without_room_loses_packets(
+    hosts: dict[str, Namespace], monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    server = hosts["server"]
+    tunnels = server.call(Decapsulator)
+    write, device = os.write, tunnels._device
+    left = [error]
+
+    def fails_once(fd: int, data: bytes) -> int:
+        if fd == device and left:
+            raise OSError(left.pop(), "no room")
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", fails_once)
+    server.ip(f"link set {tunnels.name} up")
+    thread = threading.Thread(target=tunnels.run)
+    thread.start()
+    try:
+        with hosts["director"].call(socket.socket, socket.AF_INET, socket.SOCK_RAW, 4) as sender:
+            for _ in range(2):
+                inner = wire.packet("udp", CLIENT[4], 5, SERVER[4], PORT)
+                sender.sendto(inner, (SERVER[4], 0))
+            wait_until(lambda: tunnels.taken + tunnels.refused == 2, TIMEOUT, "both to come")
+    finally:
+        tunnels.stop()
+        thread.join(TIMEOUT)
+        tunnels.close()
+    assert (tunnels.taken, tunnels.refused) == (1, 1)
 
 
 def test_a_device_without_an_address_and_a_strict_host(start: Start) -> None:

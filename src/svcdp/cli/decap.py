@@ -13,9 +13,7 @@ __all__ = ["command"]
 
 CONF = Path("/proc/sys/net/ipv4/conf")
 
-#: So that nobody asks this host, in ARP, for a virtual address that is on the TUN device: the
-#: director answers (Documentation/networking/ip-sysctl.rst).
-ARP = {"arp_ignore": 1, "arp_announce": 2}
+RUN_DIR = "/run/svcdp"
 
 #: rp_filter, of which the greater of "all" and the device counts. Clients come out of the tunnel,
 #: and the way to them does not lead into it. Loose needs some address on the device.
@@ -69,7 +67,8 @@ def command(
     For hosts whose kernel has no tunnel device. The packets come out of a TUN device, and the
     host's own programs answer the clients directly. --vip puts the virtual address on that
     device, refuses packets for other ones, and lets this host keep quiet about it in ARP
-    (net.ipv4.conf.all.arp_ignore and arp_announce); all of it goes when the command ends.
+    (net.ipv4.conf.all.arp_ignore and arp_announce); all of it goes when the command ends, and
+    what concerns ARP with the last such command.
     """
     from svcdp.io.decap import Decapsulator
 
@@ -86,15 +85,15 @@ def command(
 
 @contextlib.contextmanager
 def _configured(device: str, virtual: Sequence[str]) -> Iterator[None]:
-    """The device up and with its addresses. They go with it, the sysctls of ARP afterwards."""
+    """The device up and with its addresses, and this host quiet about them in ARP."""
+    from svcdp.rules.arp import quiet_arp
     from svcdp.rules.tools import run
 
     with contextlib.ExitStack() as stack:
         has_ipv4 = any(":" not in address for address in virtual)
         (CONF / device / "rp_filter").write_text(LOOSE if has_ipv4 else OFF)
         if has_ipv4:
-            for name, least in ARP.items():
-                stack.enter_context(_at_least(CONF / "all" / name, least))
+            stack.enter_context(quiet_arp(RUN_DIR))
         run(["ip", "link", "set", device, "up"])
         for address in virtual:
             options = ["nodad"] if ":" in address else []
@@ -106,18 +105,3 @@ def _configured(device: str, virtual: Sequence[str]) -> Iterator[None]:
                 err=True,
             )
         yield
-
-
-@contextlib.contextmanager
-def _at_least(path: Path, value: int) -> Iterator[None]:
-    """A sysctl that is at least so much; then what it was, unless somebody else has set it."""
-    before = path.read_text().strip()
-    if int(before) >= value:
-        yield
-        return
-    path.write_text(str(value))
-    try:
-        yield
-    finally:
-        if path.read_text().strip() == str(value):
-            path.write_text(before)

@@ -30,6 +30,10 @@ TYPES = {"ipip": (4, 41), "gre": (47,), "gue": (int(socket.IPPROTO_UDP),)}
 RECEIVE_BUFFER = 4 << 20  # bytes a socket: Python may be busy for a while
 BURST = 64  # packets of a socket before the next one has its turn
 
+#: What happens to a packet that a wire would lose too: EIO, the link is down; EINVAL, it is no
+#: packet; the others, there is no room for it now.
+LOSSES = (errno.EIO, errno.EINVAL, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+
 # Of Linux, and not in the socket module: asm-generic/socket.h, linux/udp.h.
 SO_RCVBUFFORCE = 33
 UDP_NO_CHECK6_RX = 102
@@ -60,8 +64,8 @@ class Decapsulator:
     ) -> None:
         #: Packets that the kernel got.
         self.taken = 0
-        #: Packets from or for somebody else, damaged ones, other things in a tunnel, and what
-        #: came while the device was down.
+        #: Packets from or for somebody else, damaged ones, other things in a tunnel, and those
+        #: that the device had no room for, or came while it was down.
         self.refused = 0
         self._sources = [_parse(ipaddress.ip_network, text) for text in sources]
         self._virtual = {_parse(ipaddress.ip_address, text).packed for text in virtual}
@@ -143,8 +147,7 @@ class Decapsulator:
         try:
             os.write(self._device, packet)
         except OSError as error:
-            # EIO: the link is down. That and a full queue lose what a wire would.
-            if error.errno in (errno.EIO, errno.EINVAL, errno.EAGAIN):
+            if error.errno in LOSSES:
                 return False
             raise PlatformError(
                 error.errno, f"TUN device {self.name}: {error.strerror}; was it removed?"

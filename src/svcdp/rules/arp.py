@@ -1,0 +1,109 @@
+"""ARP kept quiet about the virtual addresses of a real server, for as long as anybody here asks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from svcdp.errors import PlatformError
+
+__all__ = ["quiet_arp"]
+
+CONF = Path("/proc/sys/net/ipv4/conf/all")
+
+#: Values with which nobody asks this host, in ARP, for a virtual address that is on another of its
+#: devices: the director answers (Documentation/networking/ip-sysctl.rst).
+LEAST = {"arp_ignore": 1, "arp_announce": 2}
+
+#: Sysctl -> (original value, new value).
+Changes = Mapping[str, tuple[str, str]]
+
+
+@contextlib.contextmanager
+def quiet_arp(run_dir: str) -> Iterator[None]:
+    """The sysctls of ARP in this network namespace are at least those of a real server.
+
+    The last process to leave puts back what was there before the first one, also after a crash;
+    what somebody else has set since then stays. A file in the folder, which names the namespace
+    by its inode, has the values of then, and its lock those who are inside. PlatformError.
+    """
+    folder = Path(run_dir)
+    path = folder / f"arp-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, fd)
+            _enter(fd)
+        except OSError as error:
+            where = error.filename or path
+            raise PlatformError(error.errno, f"{where}: {error.strerror}") from None
+        stack.callback(_leave, fd)
+        yield
+
+
+def _enter(fd: int) -> None:
+    while True:
+        if _is_alone(fd):
+            changes = _wanted(_saved(fd))
+            _save(fd, changes)
+            for name, (_, value) in changes.items():
+                (CONF / name).write_text(value)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            return
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if os.fstat(fd).st_size:
+            return
+        # The last one left in the moment between the two locks.
+
+
+def _leave(fd: int) -> None:
+    if _is_alone(fd):
+        for name, (original, value) in _saved(fd).items():
+            if _value(name) == value:
+                (CONF / name).write_text(original)
+        os.ftruncate(fd, 0)
+
+
+def _is_alone(fd: int) -> bool:
+    """Nobody else has the file locked, and nobody can until this process lets it go. If not, this
+    process has it locked no more either (flock(2))."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wanted(saved: Changes) -> Changes:
+    """What must be set, and what was there before anybody of us set it."""
+    changes = {}
+    for name, least in LEAST.items():
+        current = _value(name)
+        original, ours = saved.get(name, (current, ""))
+        if current != ours:
+            original = current
+        if int(original) < least:
+            changes[name] = (original, str(least))
+    return changes
+
+
+def _saved(fd: int) -> Changes:
+    """Empty also where a crash left half a file: then nothing was set yet."""
+    try:
+        return {n: (old, new) for n, (old, new) in json.loads(os.pread(fd, 4096, 0)).items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _save(fd: int, changes: Changes) -> None:
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps(changes).encode(), 0)
+
+
+def _value(name: str) -> str:
+    return (CONF / name).read_text().strip()
