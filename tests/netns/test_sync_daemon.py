@@ -173,6 +173,15 @@ def test_only_the_peer_is_heard(places: dict[str, Place], start: Start) -> None:
     wait_until(lambda: places["left"].knows(40001), TIMEOUT, "the peer is heard")
 
 
+def test_a_peer_by_its_link_local_address(places: dict[str, Place], start: Start) -> None:
+    for name, last in (("left", 1), ("right", 2)):
+        places[name].namespace.ip(f"addr add fe80::{last}/64 dev {OTHER[name]} nodad")
+    start("right", role="backup", group="fe80::1")
+    start("left", role="master", group="fe80::2")
+    places["left"].establish(40000)
+    wait_until(lambda: places["right"].knows(40000), TIMEOUT, "the backup hears")
+
+
 def test_it_outlives_its_interface(places: dict[str, Place], start: Start, lab: Lab) -> None:
     """Down and up again; gone, and another by its name."""
     left, right = places.values()

@@ -73,6 +73,8 @@ class SyncConfig:
             address = ipaddress.ip_address(self.group)
         except ValueError:
             raise ConfigError(f"sync group {self.group!r} is no IP address") from None
+        if getattr(address, "scope_id", None):
+            raise ConfigError(f"sync group {self.group}: the interface is a setting of its own")
         if (address.is_multicast or address.is_link_local) and not self.interface:
             raise ConfigError(f"sync group {self.group} needs an interface")
         if not 1 <= self.port <= 65535:

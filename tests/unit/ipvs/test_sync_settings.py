@@ -25,6 +25,10 @@ def test_the_defaults_are_those_of_ipvs() -> None:
         ({"group": "eth0"}, "sync group 'eth0' is no IP address"),
         ({"interface": ""}, r"sync group 224\.0\.0\.81 needs an interface"),
         ({"interface": "", "group": "fe80::1"}, "sync group fe80::1 needs an interface"),
+        (
+            {"group": "fe80::1%eth0"},
+            "sync group fe80::1%eth0: the interface is a setting of its own",
+        ),
         ({"port": 0}, "sync port 0 is not a number from 1 to 65535"),
         ({"ttl": 256}, "sync ttl 256 is not a number from 1 to 255"),
         ({"syncid": 256}, "syncid 256 is not a number from 0 to 255"),
