@@ -14,7 +14,7 @@ from svcdp.abc import Sink, Source
 from svcdp.errors import ClosedError, SourceError, SvcdpError
 from svcdp.kube.claims import Key
 from svcdp.kube.context import NodeContext
-from svcdp.kube.endpoints import EndpointInfo, PortKey, cluster_endpoints, endpoints_by_port
+from svcdp.kube.endpoints import EndpointInfo, PortKey, endpoints_by_port, usable_endpoints
 from svcdp.kube.model import Service, ServiceRef
 from svcdp.kube.state import Change
 from svcdp.kube.tracker import Tracker
@@ -222,7 +222,7 @@ class Sync:
             specs=self._tracker.claims.held_by(ref),
             endpoints=len({each.address for group in groups for each in group}),
             endpoints_ready=len(
-                {each.address for group in groups for each in cluster_endpoints(group)}
+                {each.address for group in groups for each in usable_endpoints(group)}
             ),
         )
 

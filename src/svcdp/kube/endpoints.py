@@ -10,6 +10,7 @@ import msgspec
 from svcdp.kube.model import (
     Endpoint,
     EndpointConditions,
+    EndpointHints,
     EndpointSlice,
     IPFamily,
     TransportProtocol,
@@ -17,9 +18,10 @@ from svcdp.kube.model import (
     parse_address,
 )
 
-__all__ = ["EndpointInfo", "PortKey", "cluster_endpoints", "endpoints_by_port"]
+__all__ = ["EndpointInfo", "PortKey", "endpoints_by_port", "usable_endpoints"]
 
 _NO_CONDITIONS = EndpointConditions()
+_NO_HINTS = EndpointHints()
 
 
 class PortKey(NamedTuple):
@@ -33,7 +35,8 @@ class PortKey(NamedTuple):
 class EndpointInfo(msgspec.Struct, frozen=True, gc=False):
     """One address and port that serves a port of a Service.
 
-    ``local``: it is on this node. ``target`` is the name of its Pod, if known.
+    ``local``: it is on this node. ``target`` is the name of its Pod, if known. The hints name
+    zones and nodes whose clients it should serve.
     """
 
     address: str
@@ -44,6 +47,8 @@ class EndpointInfo(msgspec.Struct, frozen=True, gc=False):
     local: bool
     node: str
     target: str
+    hint_zones: tuple[str, ...] = ()
+    hint_nodes: tuple[str, ...] = ()
 
 
 def endpoints_by_port(
@@ -77,11 +82,8 @@ def endpoints_by_port(
     return {key: [group[text] for text in sorted(group)] for key, group in groups.items()}
 
 
-def cluster_endpoints(endpoints: Sequence[EndpointInfo]) -> list[EndpointInfo]:
-    """Those used by traffic that may go to any node: the ready ones.
-
-    If none is ready, those that still serve while they terminate (KEP-1669).
-    """
+def usable_endpoints(endpoints: Sequence[EndpointInfo]) -> list[EndpointInfo]:
+    """The ready ones; if there are none, those that still serve while they terminate (KEP-1669)."""
     return [endpoint for endpoint in endpoints if endpoint.ready] or [
         endpoint for endpoint in endpoints if endpoint.serving and endpoint.terminating
     ]
@@ -90,6 +92,7 @@ def cluster_endpoints(endpoints: Sequence[EndpointInfo]) -> list[EndpointInfo]:
 def _info(endpoint: Endpoint, address: str, port: int, node_name: str) -> EndpointInfo:
     conditions = endpoint.conditions or _NO_CONDITIONS
     node = endpoint.node_name or ""
+    hints = endpoint.hints or _NO_HINTS
     return EndpointInfo(
         address=address,
         port=port,
@@ -99,4 +102,6 @@ def _info(endpoint: Endpoint, address: str, port: int, node_name: str) -> Endpoi
         local=bool(node) and node == node_name,
         node=node,
         target=(endpoint.target_ref and endpoint.target_ref.name) or "",
+        hint_zones=tuple(each.name for each in hints.for_zones or ()),
+        hint_nodes=tuple(each.name for each in hints.for_nodes or ()),
     )

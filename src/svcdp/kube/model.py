@@ -19,6 +19,7 @@ from svcdp.errors import ManifestError
 __all__ = [
     "Endpoint",
     "EndpointConditions",
+    "EndpointHints",
     "EndpointPort",
     "EndpointSlice",
     "Object",
@@ -28,6 +29,7 @@ __all__ = [
     "ServicePort",
     "ServiceRef",
     "parse_address",
+    "parse_cidr",
 ]
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
@@ -107,6 +109,25 @@ class SessionAffinityConfig(_Record, frozen=True):
     client_ip: ClientIPConfig | None = msgspec.field(name="clientIP", default=None)
 
 
+class LoadBalancerIngress(_Record, frozen=True):
+    """One address of a load balancer. ``ip_mode`` Proxy: its packets come with another one."""
+
+    ip: str | None = None
+    ip_mode: Literal["VIP", "Proxy"] | None = None
+
+
+class LoadBalancerStatus(_Record, frozen=True):
+    """Where a load balancer takes traffic for a Service."""
+
+    ingress: tuple[LoadBalancerIngress, ...] | None = None
+
+
+class ServiceStatus(_Record, frozen=True):
+    """What has become of a Service."""
+
+    load_balancer: LoadBalancerStatus | None = None
+
+
 class ServiceSpec(_Record, frozen=True):
     """The wish in a Service; not to be confused with :class:`svcdp.ServiceSpec`."""
 
@@ -117,6 +138,14 @@ class ServiceSpec(_Record, frozen=True):
     ports: tuple[ServicePort, ...] | None = None
     session_affinity: Literal["None", "ClientIP", ""] | None = None
     session_affinity_config: SessionAffinityConfig | None = None
+    external_ips: tuple[str, ...] | None = msgspec.field(name="externalIPs", default=None)
+    internal_traffic_policy: Literal["Cluster", "Local", ""] | None = None
+    load_balancer_source_ranges: tuple[str, ...] | None = None
+
+    @property
+    def local_inside(self) -> bool:
+        """Whether traffic to cluster IPs must stay on its node."""
+        return self.internal_traffic_policy == "Local"
 
 
 class Service(_Record, frozen=True):
@@ -124,6 +153,7 @@ class Service(_Record, frozen=True):
 
     metadata: ObjectMeta
     spec: ServiceSpec
+    status: ServiceStatus | None = None
 
     @property
     def key(self) -> ObjectKey:
@@ -150,12 +180,26 @@ class ObjectReference(_Record, frozen=True):
     name: str | None = None
 
 
+class Hint(_Record, frozen=True):
+    """The name of a zone or node."""
+
+    name: str
+
+
+class EndpointHints(_Record, frozen=True):
+    """Whose clients an endpoint should serve."""
+
+    for_zones: tuple[Hint, ...] | None = None
+    for_nodes: tuple[Hint, ...] | None = None
+
+
 class Endpoint(_Record, frozen=True):
     """One endpoint of a slice. Only ``addresses[0]`` counts; the API reserves the rest."""
 
     addresses: tuple[str, ...]
     conditions: EndpointConditions | None = None
     node_name: str | None = None
+    hints: EndpointHints | None = None
     target_ref: ObjectReference | None = None
 
 
@@ -223,6 +267,24 @@ def _parse_unusual(text: str) -> str:
     if address.is_unspecified or address.is_multicast:
         raise ManifestError(f"{text!r} is not the address of one host")
     return str(address)
+
+
+def parse_cidr(text: str) -> str:
+    """The network as :mod:`ipaddress` prints it; ManifestError if it is none.
+
+    Blanks around it and host bits do not count, and leading zeros are decimal, as for Go's
+    ParseCIDR as Kubernetes uses it.
+    """
+    address, _, length = text.strip().partition("/")
+    digits = address.split(".")
+    if len(digits) == 4 and all(part.isascii() and part.isdigit() for part in digits):
+        address = ".".join(part.lstrip("0") or "0" for part in digits)
+    try:
+        if not (length.isascii() and length.isdigit()):
+            raise ValueError
+        return str(ipaddress.ip_network((address, int(length)), strict=False))
+    except ValueError:
+        raise ManifestError(f"{text!r} is not a CIDR such as 192.0.2.0/24") from None
 
 
 def family_of(address: str) -> IPFamily:

@@ -1,7 +1,8 @@
 """The brain: from Services and EndpointSlices to what one node's dataplane has to do. Pure.
 
 The semantics are kube-proxy's (its nftables mode where the modes differ): each port of a
-Service becomes one spec per cluster IP, and one per node address that serves its node port.
+Service becomes one spec per cluster IP, per external address, and per node address that serves
+its node port.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from svcdp.kube.annotations import Annotations, annotation_problem, read_annotat
 from svcdp.kube.claims import Claim, Claims
 from svcdp.kube.context import NodeContext
 from svcdp.kube.decode import decode_value
-from svcdp.kube.endpoints import EndpointInfo, PortKey, cluster_endpoints, endpoints_by_port
+from svcdp.kube.endpoints import EndpointInfo, PortKey, endpoints_by_port
+from svcdp.kube.external import ExternalAddress, external_addresses
 from svcdp.kube.forwarding import forwarded, widened
 from svcdp.kube.model import (
     EndpointSlice,
@@ -29,6 +31,7 @@ from svcdp.kube.model import (
     parse_address,
 )
 from svcdp.kube.state import Change, State
+from svcdp.kube.topology import EndpointSets, endpoint_sets
 from svcdp.types import DestinationSpec, ServiceSpec, SourceRule
 
 __all__ = ["Resolution", "Resolved", "resolve", "resolve_all", "resolve_service"]
@@ -107,15 +110,17 @@ def resolve_service(
         problems.append(_problem(service, "ipFamilies", f"of clusterIPs, it admits {served}"))
     groups = endpoints_by_port(slices, node.name)
     resolved = Resolved(problems=problems)
+    external, bad = external_addresses(service, node)
+    problems += bad
     for family, address in cluster_ips.items():
         for port in spec.ports or ():
             key = PortKey(family, port.name or "", port.protocol or "TCP")
-            endpoints = cluster_endpoints(groups.get(key, ()))
+            sets = endpoint_sets(groups.get(key, ()), node)
             plain = ServiceSpec(
                 address=address,
                 port=port.port,
                 protocol=key.protocol.lower(),
-                destinations=_destinations(endpoints, annotations),
+                destinations=_destinations(sets.cluster, annotations),
                 persistence=_persistence(service),
                 # Affinity is a service port's, whichever of its addresses is dialled.
                 persistence_group=_group(service, key),
@@ -124,11 +129,15 @@ def resolve_service(
                 name=f"{service.ref}:{key.name}" if key.name else str(service.ref),
                 **annotations.fields(key, sticky=_persistence(service) is not None),
             )
-            wanted, problem = forwarded(plain, annotations, node)
+            inner = _inner(plain, sets, annotations) if spec.local_inside else plain
+            wanted, problem = forwarded(inner, annotations, node)
             if problem:
                 message = f"{key.name or port.port}: {problem}; 'masq' stays in force"
                 problems.append(annotation_problem(service, "forwarding", message))
             resolved.add(service, widened(wanted, annotations.ranges.get(key.name)))
+            for each in external[family]:
+                outer = replace(plain, address=each.address, rules=_external_rules(each))
+                resolved.add(service, widened(outer, annotations.ranges.get(key.name)))
             for node_address in node.node_port_addresses_of(family) if port.node_port else ():
                 at_node = replace(
                     plain,
@@ -164,6 +173,21 @@ def _destinations(
         )
         for endpoint in endpoints
     )
+
+
+def _inner(plain: ServiceSpec, sets: EndpointSets, annotations: Annotations) -> ServiceSpec:
+    """A cluster IP whose traffic must stay on the node (KEP-2086). Silence where others serve."""
+    rules = plain.rules
+    if sets.has_any:
+        rules = tuple(replace(rule, on_empty="drop") for rule in rules)
+    return replace(plain, destinations=_destinations(sets.local, annotations), rules=rules)
+
+
+def _external_rules(address: ExternalAddress) -> tuple[SourceRule, ...]:
+    """Traffic from outside is masqueraded, whoever sent it."""
+    if not address.sources:
+        return _MASQUERADED
+    return (SourceRule(sources=address.sources, masquerade=True),)
 
 
 @lru_cache(maxsize=8)

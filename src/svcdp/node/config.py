@@ -52,6 +52,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     node_name: Annotated[str, Meta(description="this node's name (default: the host name)")] = (
         msgspec.field(default_factory=socket.gethostname)
     )
+    zone: Annotated[
+        str, Meta(description="this node's zone, for topology hints of EndpointSlices")
+    ] = ""
     addresses: Annotated[
         tuple[Address, ...],
         Meta(description="the node's addresses (default: those of its interfaces at start)"),

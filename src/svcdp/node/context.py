@@ -16,6 +16,7 @@ def node_context(config: NodeConfig, addresses: Sequence[str]) -> NodeContext:
     return NodeContext(
         name=config.node_name,
         addresses=tuple(addresses),
+        zone=config.zone,
         pod_cidrs=config.pod_cidrs,
         node_port_addresses=config.node_port_addresses,
         masquerade_all=config.masquerade_all,
