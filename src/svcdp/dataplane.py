@@ -156,6 +156,12 @@ class Dataplane(Core):
             self.set_settings(settings)
             self._settings = settings
 
+    @property
+    def timeouts(self) -> dict[str, float]:
+        """Seconds without a packet by state, of all services that have none of their own."""
+        with self._lock:
+            return self._timeout_classes.timeouts
+
     def configure_timeouts(self, timeouts: Mapping[str, float]) -> None:
         """Replace some of the timeouts (seconds by state). A connection takes the new one up
         with its next packet. ConfigError.

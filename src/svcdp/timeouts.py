@@ -78,6 +78,11 @@ class TimeoutClasses:
         self._timeouts = dict(timeouts)
         self._numbers: dict[tuple[tuple[str, float], ...], int] = {(): 0}
 
+    @property
+    def timeouts(self) -> dict[str, float]:
+        """Those of all."""
+        return dict(self._timeouts)
+
     def configure(self, core: Core, timeouts: Mapping[str, float]) -> None:
         """Change those of all; what a service has of its own stays."""
         self._timeouts |= timeouts

@@ -61,7 +61,7 @@ def attempt(text: str, base: list[ServiceSpec]) -> list[ServiceSpec]:
     """What there is afterwards."""
     problem = ""
     try:
-        return parse(text, NumericNames(), base)
+        return parse(text, NumericNames(), base).specs
     except ConfigError as error:
         problem = str(error)
     assert re.match(r"line \d+: ", problem)
@@ -74,7 +74,7 @@ def test_any_lines(text: list[str]) -> None:
     for line in text:
         specs = attempt(line, specs)
     Dataplane(16).apply(map(complete, specs))
-    assert parse("\n".join(save(specs)), NumericNames()) == specs
+    assert parse("\n".join(save(specs)), NumericNames()).specs == specs
 
 
 @given(st.text())

@@ -45,7 +45,7 @@ class GoldenNames(SystemNames):
 
 
 def parse_text(text: str) -> list[ServiceSpec]:
-    return parse(text, NumericNames())
+    return parse(text, NumericNames()).specs
 
 
 def specs(rules: str = "services.rules") -> list[ServiceSpec]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from svcdp.ipvs.counters import Counters, Id, counters_of
 from svcdp.ipvs.listing import Rates
-from svcdp.records import Key
 from svcdp.status import ServiceStatus
 
 __all__ = ["INTERVAL", "Estimator"]
 
 INTERVAL = 2.0  # seconds between two looks at the counters
 WEIGHT = 0.25  # of what is new in an average
-
-Id = tuple[Key, str, int]
 
 
 class Estimator:
@@ -23,20 +21,14 @@ class Estimator:
 
     def __init__(self) -> None:
         self._time = 0.0
-        self._counters: dict[Id, Rates] = {}
+        self._counters: dict[Id, Counters] = {}
         self._rates: dict[Id, Rates] = {}
 
     def feed(self, services: Iterable[ServiceStatus], now: float) -> None:
         """Look at the counters, ``now`` in seconds: about every `INTERVAL`."""
         seconds = now - self._time
         counters = {
-            (status.spec.key, each.address, each.port): Rates(
-                each.connections_total,
-                each.packets_in,
-                each.packets_out,
-                each.bytes_in,
-                each.bytes_out,
-            )
+            (status.spec.key, each.address, each.port): counters_of(each)
             for status in services
             for each in status.destinations
         }
@@ -51,6 +43,12 @@ class Estimator:
             old = self._rates.get(id, new)
             rates[id] = Rates(*(o + (n - o) * WEIGHT for n, o in zip(new, old, strict=True)))
         self._time, self._counters, self._rates = now, counters, rates
+
+    def zero(self, services: Iterable[ServiceStatus]) -> None:
+        """Begin averages anew."""
+        for status in services:
+            for each in status.destinations:
+                self._rates.pop((status.spec.key, each.address, each.port), None)
 
     def rates(self, status: ServiceStatus) -> tuple[Rates, ...]:
         """Of a service's destinations, in their order."""

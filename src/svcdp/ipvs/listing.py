@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from svcdp import schedulers
+from svcdp.ipvs.counters import counters_of
 from svcdp.ipvs.names import Names
 from svcdp.status import ConnectionState, DestinationStatus, ServiceStatus
 from svcdp.types import DestinationSpec, Protocol, ServiceSpec
@@ -68,18 +69,6 @@ class Row:
     status: DestinationStatus
     rates: Rates
     persistent: int
-
-    @property
-    def counters(self) -> tuple[int, ...]:
-        """In the order of the columns of ``--stats``."""
-        status = self.status
-        return (
-            status.connections_total,
-            status.packets_in,
-            status.packets_out,
-            status.bytes_in,
-            status.bytes_out,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +135,7 @@ VIEWS = {
     ),
     "stats": View(
         (f"{_SERVICE:<33}    Conns   InPkts  OutPkts  InBytes OutBytes", _SERVER),
-        numbers=lambda row: row.counters,
+        numbers=lambda row: counters_of(row.status),
     ),
     "rate": View(
         (f"{_SERVICE:<33}      CPS    InPPS   OutPPS    InBPS   OutBPS", _SERVER),

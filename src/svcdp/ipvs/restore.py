@@ -6,31 +6,40 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
+from typing import NamedTuple
 
 from svcdp import schedulers
 from svcdp.errors import ConfigError
+from svcdp.ipvs.keys import read_endpoint, read_key
 from svcdp.ipvs.names import Names
-from svcdp.ipvs.words import CHECKSUMS, METHODS, SERVICES, Command, read_number, read_words
-from svcdp.records import Endpoint, Key, check_destination, check_service, parse_address
-from svcdp.types import DestinationSpec, ServiceSpec, SourceRule, TunnelSpec, fwmark_key
+from svcdp.ipvs.words import CHECKSUMS, METHODS, Command, read_number, read_words
+from svcdp.records import Endpoint, Key, check_destination, check_service
+from svcdp.types import DestinationSpec, ServiceSpec, SourceRule, TunnelSpec
 
-__all__ = ["STATES", "new_service", "parse"]
+__all__ = ["STATES", "Restored", "new_service", "parse"]
 
 SECONDS_MAX = 31 * 24 * 3600
 NUMBER_MAX = (1 << 31) - 1
-MARK_MAX = (1 << 32) - 1
 #: The kernel's; with another one mh would send clients to other servers than it does.
 MH_TABLE_SIZE = 4093
-#: What ``--set`` sets, in its order: states, and the protocol that has them.
-STATES = {"established": "tcp", "fin_wait": "tcp", "udp": "udp"}
+#: The states whose timeouts ``--set`` sets, in its order.
+STATES = ("established", "fin_wait", "udp")
 #: Options of tunnels, in the order in which errors name them.
 TUNNEL = ("tun-type", "tun-port", *CHECKSUMS)
 
 Options = dict[str, str]
 
 
-def parse(text: str, names: Names, base: Iterable[ServiceSpec] = ()) -> list[ServiceSpec]:
-    """The services that there are when ipvsadm has run all lines, on those of ``base``.
+class Restored(NamedTuple):
+    """What there is when ipvsadm has run all lines."""
+
+    specs: list[ServiceSpec]
+    timeouts: dict[str, float]  #: seconds by state, of those that ``--set`` has set
+    zeroed: frozenset[Key]  #: services whose counters ``-Z`` has set to zero
+
+
+def parse(text: str, names: Names, base: Iterable[ServiceSpec] = ()) -> Restored:
+    """What there is when ipvsadm has run all lines, on the services of ``base``.
 
     Destinations are in the order in which they were added. Tunnels have no source address yet:
     who serves them knows the routes. A client that nobody can serve is told so by ICMP port
@@ -47,7 +56,7 @@ def parse(text: str, names: Names, base: Iterable[ServiceSpec] = ()) -> list[Ser
             table.run(read_words(words))
         except ConfigError as error:
             raise ConfigError(f"line {number}: {error}") from None
-    return table.services()
+    return table.restored()
 
 
 class _Table:
@@ -58,29 +67,22 @@ class _Table:
         self._services: dict[Key, ServiceSpec] = {}
         self._servers: dict[Key, dict[Endpoint, DestinationSpec]] = {}
         self._timeouts: dict[str, float] = {}
+        self._zeroed: set[Key] = set()
         for spec in base:
             self._services[spec.key] = spec
             self._servers[spec.key] = {
                 (each.address, each.port): each for each in spec.destinations
             }
 
-    def services(self) -> list[ServiceSpec]:
-        return [self._finished(key, spec) for key, spec in self._services.items()]
+    def restored(self) -> Restored:
+        specs = [self._finished(key, spec) for key, spec in self._services.items()]
+        return Restored(specs, self._timeouts, frozenset(self._zeroed & self._services.keys()))
 
     def _finished(self, key: Key, spec: ServiceSpec) -> ServiceSpec:
         servers = tuple(self._servers[key].values())
-        timeouts = dict(spec.timeouts) | {
-            state: seconds
-            for state, seconds in self._timeouts.items()
-            if spec.protocol in (STATES[state], "fwmark")
-        }
-        return replace(
-            spec,
-            destinations=servers,
-            timeouts=tuple(sorted(timeouts.items())),
-            # As everywhere here, unless somebody says no.
-            mss_clamp=spec.mss_clamp or any(each.tunnel for each in servers),
-        )
+        # As everywhere here, unless somebody says no.
+        mss_clamp = spec.mss_clamp or any(each.tunnel for each in servers)
+        return replace(spec, destinations=servers, mss_clamp=mss_clamp)
 
     def run(self, command: Command) -> None:
         if command.name == "clear":
@@ -91,13 +93,17 @@ class _Table:
                 seconds = read_number(word, 0, SECONDS_MAX, "--set")
                 if seconds:  # 0 keeps what is
                     self._timeouts[state] = seconds
+        elif command.name == "zero" and not command.options:
+            self._zeroed.update(self._services)
+        elif command.name == "zero":
+            self._zeroed.add(self._known(read_key(command.options, self._names)).key)
         elif command.name.endswith("-service"):
             self._run_on_service(command)
         else:
             self._run_on_server(command)
 
     def _run_on_service(self, command: Command) -> None:
-        key = self._key(command.options)
+        key = read_key(command.options, self._names)
         known = self._services.get(key)
         if command.name == "add-service":
             if known is not None:
@@ -118,14 +124,14 @@ class _Table:
 
     def _run_on_server(self, command: Command) -> None:
         options = command.options
-        service = self._known(self._key(options))
+        service = self._known(read_key(options, self._names))
         servers = self._servers[service.key]
         if "real-server" not in options:
             raise ConfigError("which server? Give -r")
         word = options["real-server"]
         is_mark = service.protocol == "fwmark"
         own_port = 0 if is_mark else service.port
-        address, port = self._endpoint(word, "tcp" if is_mark else service.protocol)
+        address, port = read_endpoint(word, "tcp" if is_mark else service.protocol, self._names)
         method = next((METHODS[name] for name in METHODS if name in options), "dr")
         if command.name != "delete-server" and method != "masq":
             port = own_port  # as ipvsadm does it: only masquerading can change a port
@@ -163,53 +169,6 @@ class _Table:
             return check_destination(server, service)
         stand_in = replace(tunnel, source=old.address)
         return replace(check_destination(replace(server, tunnel=stand_in), service), tunnel=tunnel)
-
-    def _key(self, options: Options) -> Key:
-        option = next((name for name in SERVICES if name in options), None)
-        if option is None:
-            raise ConfigError("which service? Give -t, -u, --sctp-service or -f")
-        if option == "fwmark-service":
-            mark = read_number(options[option], 1, MARK_MAX, "-f")
-            return fwmark_key(mark, 6 if "ipv6" in options else 4)
-        if "ipv6" in options:
-            raise ConfigError("-6 is for -f: put IPv6 addresses in brackets")
-        protocol = option.removesuffix("-service")
-        address, port = self._endpoint(options[option], protocol)
-        return (address, port or 0, protocol)
-
-    def _endpoint(self, text: str, protocol: str) -> tuple[str, int | None]:
-        """The address and port (None: not given) of ``192.0.2.1:80``, ``[2001:db8::1]:80``,
-        ``2001:db8::1`` or ``www:http``.
-        """
-        colon, version = "", 4
-        if text.startswith("["):
-            version = 6
-            host, bracket, rest = text[1:].partition("]")
-            before, colon, port = rest.partition(":")
-            if not bracket or before:
-                raise ConfigError(f"{text!r} is not like [2001:db8::1]:80")
-        elif text.count(":") > 1:
-            host, version, port = text, 6, ""
-        else:
-            host, colon, port = text.partition(":")
-        address = self._address(host, version)
-        if not colon:
-            return address, None
-        if port.isdecimal() and port.isascii():
-            return address, read_number(port, 0, 65535, "port")
-        return address, self._names.number(port, protocol)
-
-    def _address(self, host: str, version: int) -> str:
-        address = None
-        try:
-            address = parse_address(host)
-        except ValueError:
-            # Names end in a label with a letter first (RFC 1123 2.1); no half-written number does.
-            if ":" not in host and host.rpartition(".")[2][:1].isalpha():
-                address = parse_address(self._names.address(host, version))
-        if address is None or address.version != version:
-            raise ConfigError(f"{host!r} is no IPv{version} address")
-        return address.text
 
 
 def new_service(key: Key) -> ServiceSpec:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
+from svcdp.dataplane import TIMEOUTS
 from svcdp.ipvs.listing import flag_names, mask
 from svcdp.ipvs.restore import STATES, new_service
 from svcdp.types import DestinationSpec, ServiceSpec
@@ -14,13 +15,16 @@ PROTOCOLS = {"tcp": "-t", "udp": "-u", "sctp": "--sctp-service"}
 METHODS = {"masq": "-m", "tunnel": "-i", "dr": "-g", "local": "-g"}
 
 
-def save(specs: Sequence[ServiceSpec]) -> Iterator[str]:
+def save(
+    specs: Iterable[ServiceSpec], timeouts: Mapping[str, float] = TIMEOUTS
+) -> Iterator[str]:
     """A line for each service and for each of its destinations, in the order in which they were
-    added; numeric. Unlike ipvsadm's they tell thresholds, and timeouts that all services share.
+    added; numeric. Unlike ipvsadm's they tell thresholds, and ``timeouts`` (seconds by state)
+    that are not IPVS's.
     """
-    timeouts = _timeouts(specs)
-    if any(timeouts.values()):
-        yield f"--set {' '.join(str(timeouts.get(state, 0)) for state in STATES)}"
+    changed = [_seconds(timeouts, state) for state in STATES]
+    if any(changed):
+        yield f"--set {' '.join(map(str, changed))}"
     for spec in specs:
         address = _address(spec)
         yield " ".join((f"-A {address}", *_service_words(spec)))
@@ -28,41 +32,29 @@ def save(specs: Sequence[ServiceSpec]) -> Iterator[str]:
             yield " ".join((f"-a {address} -r {_endpoint(each.address, each.port)}", *_words(each)))
 
 
-def unsaved(specs: Sequence[ServiceSpec]) -> Iterator[str]:
+def unsaved(specs: Iterable[ServiceSpec]) -> Iterator[str]:
     """What of the services ipvsadm has no word for, so that it is lost: a line each. Not what
     the host finds out itself of the way to a server.
     """
-    timeouts = _timeouts(specs)
     for spec in specs:
         plain = new_service(spec.key)
         fields = ["rules", "masquerade_address", "persistence_group", "last_port", "helper"]
-        fields.append("on_removal")
+        fields += ["on_removal", "timeouts"]
         if spec.scheduler == "mh":
             fields.append("mh_table_size")
         lost = [field for field in fields if getattr(spec, field) != getattr(plain, field)]
         if spec.mss_clamp != any(each.tunnel for each in spec.destinations):
             lost.append("mss_clamp")
-        if any(timeouts.get(state) != seconds for state, seconds in spec.timeouts):
-            lost.append("timeouts")
         if spec.port == 0 and spec.persistence is None:
             lost.append("all ports without persistence")
         if lost:
             yield f"{spec}: {', '.join(lost)}"
 
 
-def _timeouts(specs: Sequence[ServiceSpec]) -> dict[str, int]:
-    """Seconds by state, where all services that can be in that state agree."""
-    agreed = {}
-    for state, protocol in STATES.items():
-        values = {
-            dict(spec.timeouts).get(state)
-            for spec in specs
-            if spec.protocol in (protocol, "fwmark")
-        }
-        seconds = values.pop() if len(values) == 1 else None
-        if seconds is not None and seconds == int(seconds):
-            agreed[state] = int(seconds)
-    return agreed
+def _seconds(timeouts: Mapping[str, float], state: str) -> int:
+    """For ``--set``, which knows whole seconds; 0: as it is."""
+    seconds = timeouts.get(state, TIMEOUTS[state])
+    return 0 if seconds == TIMEOUTS[state] else max(round(seconds), 1)
 
 
 def _address(spec: ServiceSpec) -> str:

@@ -16,6 +16,12 @@ LETTERS = {
     "E": "edit-service",
     "D": "delete-service",
     "C": "clear",
+    "Z": "zero",
+    "R": "restore",
+    "S": "save",
+    "L": "list",
+    "l": "list",
+    "h": "help",
     "a": "add-server",
     "e": "edit-server",
     "d": "delete-server",
@@ -61,6 +67,16 @@ COMMANDS: dict[str, set[str]] = {
     "edit-server": _SERVER_OPTIONS,
     "delete-server": _SERVER,
     "set": set(),
+    "zero": _SERVICE,
+}
+#: ipvsadm's other commands, and what to do instead.
+ELSEWHERE = {
+    "restore": "put the lines themselves here",
+    "save": "run `svcdp ipvs save`",
+    "list": "run `svcdp ipvs list`",
+    "help": "run `svcdp ipvs restore --help`",
+    "start-daemon": "start svcdp with --sync-role, --sync-interface and so on",
+    "stop-daemon": "start svcdp with --sync-role none",
 }
 OPTIONS = _SERVICE_OPTIONS | _SERVER_OPTIONS
 
@@ -99,10 +115,12 @@ def read_words(words: Iterable[str]) -> Command:
             if any(each in options for each in _exclusive(name)):
                 raise ConfigError(f"{word}: given twice, or in another way already")
             options[name] = _read_value(word, name, value, left)
+        elif name in ELSEWHERE:
+            raise ConfigError(f"{word}: changes no services: {ELSEWHERE[name]}")
         else:
             raise ConfigError(f"{word!r}: no option of what changes services")
     if not command:
-        raise ConfigError("no command: expected one of -A -E -D -C -a -e -d --set")
+        raise ConfigError("no command: expected one of -A -E -D -C -Z -a -e -d --set")
     for name in options:
         if name not in COMMANDS[command]:
             raise ConfigError(f"--{name} does not go with --{command}")

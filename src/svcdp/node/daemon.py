@@ -133,8 +133,8 @@ class _Daemon:
                 )
             )
             if config.ipvs:
-                self._ipvs = IpvsServices(mode)
-            ipvs_views = IpvsViews(self._dataplane, self._ipvs, config.timeouts_by_state)
+                self._ipvs = IpvsServices(mode, self._dataplane)
+            ipvs_views = IpvsViews(self._dataplane, self._ipvs)
             undo.push_async_callback(ipvs_views.close)
             handlers = {**self._handlers(sync), **ipvs_views.handlers()}
             admin = AdminServer(config.admin_path, handlers)

@@ -6,28 +6,29 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from svcdp.abc import Sink
-from svcdp.dataplane import TIMEOUTS, Dataplane
+from svcdp.dataplane import Dataplane
 from svcdp.errors import ConfigError, SvcdpError
+from svcdp.ipvs.counters import Id, ZeroedCounters
 from svcdp.ipvs.estimator import INTERVAL, Estimator
 from svcdp.ipvs.listing import ListedService
 from svcdp.ipvs.names import SystemNames
 from svcdp.ipvs.restore import STATES, parse
 from svcdp.node.admin import Handler
+from svcdp.records import Key
+from svcdp.status import ServiceStatus
 from svcdp.types import ServiceSpec, fwmark_key
 
 __all__ = ["IpvsServices", "IpvsViews"]
 
 log = logging.getLogger(__name__)
 
-Key = tuple[str, int, str]
-Id = tuple[Key, str, int]  # of a destination of a service
 Request = Mapping[str, Any]
 Item = dict[str, Any]
 
@@ -37,8 +38,11 @@ IDLE = 60.0  # seconds without a question after which rates are estimated no mor
 class IpvsServices:
     """What is served in place of Kubernetes' Services. For one event loop's thread."""
 
-    def __init__(self, mode: Sink) -> None:
+    def __init__(self, mode: Sink, dataplane: Dataplane) -> None:
         self._mode = mode
+        self._dataplane = dataplane
+        #: Those of the daemon's settings.
+        self._timeouts = dataplane.timeouts
         self._held: dict[Key, ServiceSpec] = {}
         self._lock = asyncio.Lock()
         self._reloading: asyncio.Task[None] | None = None
@@ -69,39 +73,37 @@ class IpvsServices:
         except SvcdpError as error:
             log.error("serving what was served before", extra={"error": str(error)})
 
-    async def restore(self, text: str, *, edit: bool = False) -> None:
+    async def restore(self, text: str, *, edit: bool = False) -> frozenset[Key]:
         """Serve what the lines say, and nothing else; or (``edit``) run them on what is served.
-        Connections of what stays go on. All or nothing: :class:`svcdp.SvcdpError`.
+        Connections of what stays go on. All or nothing: :class:`svcdp.SvcdpError`. Returns the
+        services whose counters the lines set to zero.
         """
         async with self._lock:
             base = self.specs if edit else []
-            specs = await asyncio.to_thread(parse, text, SystemNames(), base)
+            specs, chosen, zeroed = await asyncio.to_thread(parse, text, SystemNames(), base)
             wanted = {spec.key: spec for spec in specs}
             changed = [spec for key, spec in wanted.items() if self._held.get(key) != spec]
             removed = [key for key in self._held if key not in wanted]
             if changed or removed:
                 await asyncio.to_thread(self._mode.update, changed, removed)
             self._held = wanted
+            # Of all services, also those to come: as in IPVS.
+            before = self._dataplane.timeouts if edit else self._timeouts
+            self._dataplane.configure_timeouts({**before, **chosen})
         log.info(
             "in force",
             extra={"services": len(specs), "servers": sum(len(s.destinations) for s in specs)},
         )
+        return zeroed
 
 
 class IpvsViews:
-    """What ``svcdp ipvs`` is told by a daemon. ``services`` is None with Kubernetes' Services;
-    ``timeouts`` are those that the dataplane was made with, where they are its own.
-    """
+    """What ``svcdp ipvs`` is told by a daemon. ``services`` is None with Kubernetes' Services."""
 
-    def __init__(
-        self,
-        dataplane: Dataplane,
-        services: IpvsServices | None,
-        timeouts: Mapping[str, float],
-    ) -> None:
+    def __init__(self, dataplane: Dataplane, services: IpvsServices | None) -> None:
         self._dataplane = dataplane
         self._services = services
-        self._timeouts = {**TIMEOUTS, **timeouts}
+        self._counters = ZeroedCounters()
         self._rates = RateMeter(dataplane)
 
     async def close(self) -> None:
@@ -116,31 +118,57 @@ class IpvsViews:
             "ipvs-specs": self.specs,
             "ipvs-connections": self.connections,
             "ipvs-restore": self.restore,
+            "ipvs-zero": self.zero,
         }
 
     def info(self, request: Request) -> Iterator[Item]:
         """The size of the connection table, and the timeouts that ``--set`` sets."""
+        timeouts = self._dataplane.timeouts
         yield {
             "size": self._dataplane.max_connections,
-            "timeouts": {state: self._timeouts[state] for state in STATES},
+            "timeouts": {state: timeouts[state] for state in STATES},
         }
 
     async def listing(self, request: Request) -> Iterator[Item]:
-        """Services as `ListedService`, with "rates" or "persistent" if they are asked for."""
+        """Services as `ListedService`, with "rates" or "persistent" if they are asked for; the
+        one of "service" if that is given.
+        """
         estimator = await self._rates.estimator() if request.get("rates") else Estimator()
-        bound: Counter[Id] = Counter()
-        if request.get("persistent"):
-            bound = await asyncio.to_thread(self._bound)
+        bound = self._bound() if request.get("persistent") else Counter()
         return (
             msgspec.to_builtins(
                 ListedService(
-                    status,
+                    self._counters.since(status),
                     estimator.rates(status),
                     tuple(bound[status.spec.key, d.address, d.port] for d in status.destinations),
                 )
             )
-            for status in self._dataplane.services()
+            for status in self._wanted(request)
         )
+
+    def zero(self, request: Request) -> Iterator[Item]:
+        """Count anew what `listing` shows: of all services, or of that of "service"."""
+        self._zero(self._wanted(request), everything=request.get("service") is None)
+        return iter(())
+
+    def _zero(self, services: Sequence[ServiceStatus], *, everything: bool = False) -> None:
+        self._counters.zero(services, everything=everything)
+        self._rates.zero(services)
+
+    def _wanted(self, request: Request) -> list[ServiceStatus]:
+        """The service that a request names by its key, or all."""
+        services = self._dataplane.services()
+        name = request.get("service")
+        if name is None:
+            return services
+        try:
+            key = msgspec.convert(name, Key)
+        except msgspec.ValidationError:
+            raise ConfigError("service is not [address, port, protocol]") from None
+        found = [status for status in services if status.spec.key == key]
+        if not found:
+            raise ConfigError(f"there is no service {ServiceSpec(*key)}")
+        return found
 
     def _bound(self) -> Counter[Id]:
         """How many clients each destination of a service has for itself."""
@@ -172,7 +200,9 @@ class IpvsViews:
         text = request.get("text")
         if not isinstance(text, str):
             raise ConfigError("text is missing")
-        await self._services.restore(text, edit=request.get("edit") is True)
+        zeroed = await self._services.restore(text, edit=request.get("edit") is True)
+        if zeroed:
+            self._zero([s for s in self._dataplane.services() if s.spec.key in zeroed])
         return iter(())
 
 
@@ -196,6 +226,10 @@ class RateMeter:
             self._task = asyncio.create_task(self._estimate())
         await self._ready.wait()
         return self._estimator
+
+    def zero(self, services: Sequence[ServiceStatus]) -> None:
+        """Begin averages anew."""
+        self._estimator.zero(services)
 
     async def close(self) -> None:
         if self._task is not None:

@@ -81,7 +81,7 @@ class Director(Replay):
         self.specs: list[ServiceSpec] = []
 
     def _ipvs(self, *lines: str) -> str:
-        self.specs = parse("\n".join(lines), NumericNames(), self.specs)
+        self.specs = parse("\n".join(lines), NumericNames(), self.specs).specs
         # A tunnel's source is what a node finds by its routes. ipvsadm clamps no MSS.
         self.dp.apply(
             replace(spec, destinations=tuple(map(routed, spec.destinations)), mss_clamp=False)

@@ -146,24 +146,33 @@ def test_on_what_is_there_already() -> None:
     )
     other = replace(old, port=81)
     text = "-e -t 192.0.2.10:80 -r 10.0.0.1 -m -w 0\n-E -t 192.0.2.10:80 -s lc"
-    changed, same = parse(text, NumericNames(), base=[old, other])
+    changed, same = parse(text, NumericNames(), base=[old, other]).specs
     assert same == other
     drained = replace(old.destinations[0], weight=0)
     assert changed == replace(old, scheduler="lc", destinations=(drained, old.destinations[1]))
 
 
 def test_timeouts_are_for_all_services() -> None:
-    text = "-A -t 192.0.2.10:80\n--set 0 50 30\n-A -u 192.0.2.10:80\n-A -f 5\n--set 100 0 0"
-    assert [spec.timeouts for spec in ipvsadm.parse_text(text)] == [
-        (("established", 100), ("fin_wait", 50)),
-        (("udp", 30),),
-        (("established", 100), ("fin_wait", 50), ("udp", 30)),
-    ]
+    """Also for those to come: they are nobody's own."""
+    text = "-A -t 192.0.2.10:80\n--set 0 50 30\n-A -u 192.0.2.10:80\n--set 100 0 0"
+    specs, timeouts, _ = parse(text, NumericNames())
+    assert timeouts == {"established": 100, "fin_wait": 50, "udp": 30}
+    assert [spec.timeouts for spec in specs] == [(), ()]
+
+
+def test_counters_are_zeroed() -> None:
+    one, two = (("192.0.2.10", port, "tcp") for port in (80, 81))
+    text = "-A -t 192.0.2.10:80\n-A -t 192.0.2.10:81\n"
+    assert parse(f"{text}-Z -t 192.0.2.10:81", NumericNames()).zeroed == {two}
+    assert parse(f"{text}--zero", NumericNames()).zeroed == {one, two}
+    assert parse(f"{text}-Z\n-D -t 192.0.2.10:80", NumericNames()).zeroed == {two}
+    with pytest.raises(ConfigError, match=r"line 1: there is no service 192\.0\.2\.10:80/tcp"):
+        parse("-Z -t 192.0.2.10:80", NumericNames())
 
 
 def test_names() -> None:
     text = ipvsadm.golden("saved-names.rules")
-    assert parse(text, ipvsadm.GoldenNames()) == ipvsadm.specs("saved.rules")
+    assert parse(text, ipvsadm.GoldenNames()).specs == ipvsadm.specs("saved.rules")
 
 
 def test_words_around() -> None:
@@ -176,12 +185,11 @@ def test_words_around() -> None:
     [
         ("extra", "'extra': expected an option"),
         ("-", "'-': expected an option"),
-        ("-t 192.0.2.11:80", "no command: expected one of -A -E -D -C -a -e -d --set"),
+        ("-t 192.0.2.11:80", "no command: expected one of -A -E -D -C -Z -a -e -d --set"),
         ("-A", "which service? Give -t, -u, --sctp-service or -f"),
         ("-A -a", "-a: there is a command already, --add-service"),
         ("-A=x", "'-=x': no option of what changes services"),
         ("--clear=x", "--clear=x: --clear takes no value"),
-        ("-L", "'-L': no option of what changes services"),
         ("--add-serv", "'--add-serv': no option of what changes services"),
         ("-A -t 192.0.2.11:80 -q", "'-q': no option of what changes services"),
         ("-A -t 192.0.2.11:80 more", "'more': expected an option"),
@@ -261,6 +269,13 @@ def test_words_around() -> None:
             "-a -t 192.0.2.10:80 -r 224.0.0.1 -m",
             "-r: 224.0.0.1 cannot be a server's: not unicast, or link-local",
         ),
+        ("-L -n", "-L: changes no services: run `svcdp ipvs list`"),
+        (
+            "--start-daemon master",
+            "--start-daemon: changes no services: start svcdp with --sync-role, --sync-interface"
+            " and so on",
+        ),
+        ("-Z -r 10.0.0.1", "--real-server does not go with --zero"),
         ("--set 1 2", "--set needs three timeouts: tcp tcpfin udp"),
         ("--set 1 2 x", "--set: 'x' is not a number from 0 to 2678400"),
         ("--set 1 2 3 4", "'4': expected an option"),
@@ -313,8 +328,6 @@ DIFFERENCES = {
         "-A -t [2001:db8::10]:80 -s rr\n-a -t [2001:db8::10]:80 -r [fd00::1]:80 -m -w 1\n"
     ),
     # Counters cannot be set back.
-    "-Z": None,
-    "-A -t 192.0.2.10:80 -s wlc\n-Z -t 192.0.2.10:80": None,
     # Linux 6.1 has no such scheduler.
     "-A -t 192.0.2.10:80 -s twos": "-A -t 192.0.2.10:80 -s twos\n",
     # Octal, short and hexadecimal addresses, and a sign.
@@ -329,12 +342,11 @@ DIFFERENCES = {
 def test_as_ipvsadm(text: str, is_taken: bool, saved: str) -> None:
     wanted = DIFFERENCES.get(text, saved if is_taken else None)
     try:
-        lines = save(parse(text, ipvsadm.GoldenNames()))
+        lines = save(parse(text, ipvsadm.GoldenNames()).specs)
     except ConfigError:
         assert wanted is None
     else:
-        # It saves timeouts no more than thresholds.
-        got = "".join(f"{line}\n" for line in lines if not line.startswith("--set"))
+        got = "".join(f"{line}\n" for line in lines)
         assert got == wanted
 
 

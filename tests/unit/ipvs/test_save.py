@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcdp.ipvs.restore import new_service
+from svcdp.dataplane import TIMEOUTS
+from svcdp.ipvs.names import NumericNames
+from svcdp.ipvs.restore import new_service, parse
 from svcdp.ipvs.save import save, unsaved
 from svcdp.types import DestinationSpec, ServiceSpec, SourceRule, TunnelSpec
 
@@ -91,14 +93,11 @@ def test_what_is_saved_can_be_restored(specs: list[ServiceSpec]) -> None:
     assert [*unsaved(specs)] == []
 
 
-def test_timeouts_that_all_share() -> None:
-    text = "--set 100 0 30\n-A -t 192.0.2.10:80 -s rr\n-A -u 192.0.2.10:80 -s rr"
-    specs = ipvsadm.parse_text(text)
-    assert "\n".join(save(specs)) == text
-    assert [*unsaved(specs)] == []
-    alone = replace(specs[0], port=81, timeouts=())
-    assert next(save([*specs, alone])) == "--set 0 0 30"
-    assert [*unsaved([*specs, alone])] == ["192.0.2.10:80/tcp: timeouts"]
+def test_timeouts_of_all_services() -> None:
+    text = "--set 100 0 30\n-A -t 192.0.2.10:80 -s rr"
+    specs, timeouts, _ = parse(text, NumericNames())
+    assert "\n".join(save(specs, {**TIMEOUTS, **timeouts})) == text
+    assert [*save([], {**TIMEOUTS, "udp": 0.4, "close": 7})] == ["--set 0 0 1"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from svcdp import Dataplane
 from svcdp.errors import ConfigError, RulesError
 from svcdp.node import daemon
 from svcdp.node.config import NodeConfig, load
@@ -34,7 +35,7 @@ class Mode:
 
 def test_only_what_changes_is_told() -> None:
     async def main() -> None:
-        services = IpvsServices(mode)
+        services = IpvsServices(mode, Dataplane(16))
         await services.restore(ONE + TWO)
         await services.restore(TWO + ONE)
         await services.restore(ONE.replace("rr", "wlc"))
@@ -49,7 +50,7 @@ def test_only_what_changes_is_told() -> None:
 
 def test_a_failed_update_comes_again() -> None:
     async def main() -> None:
-        services = IpvsServices(mode)
+        services = IpvsServices(mode, Dataplane(16))
         await services.restore(ONE)
         mode.fails = True
         with pytest.raises(RulesError):
@@ -66,7 +67,7 @@ def test_a_failed_update_comes_again() -> None:
 
 def test_edits_do_not_overtake_each_other() -> None:
     async def main() -> list[str]:
-        services = IpvsServices(Mode())
+        services = IpvsServices(Mode(), Dataplane(16))
         await asyncio.gather(
             *(services.restore(f"-A -t 192.0.2.{n}:80", edit=True) for n in range(1, 20))
         )
@@ -75,11 +76,26 @@ def test_edits_do_not_overtake_each_other() -> None:
     assert asyncio.run(main()) == [f"192.0.2.{n}" for n in range(1, 20)]
 
 
+def test_timeouts_are_those_of_the_dataplane() -> None:
+    """Of services to come too; restored anew they are those of the daemon's settings."""
+
+    async def main() -> None:
+        services = IpvsServices(Mode(), dataplane)
+        seen = []
+        for text, edit in ((ONE, False), ("--set 100 0 30", True), (TWO, True), (ONE, False)):
+            await services.restore(text, edit=edit)
+            seen.append(tuple(dataplane.timeouts[s] for s in ("established", "fin_wait", "udp")))
+        assert seen == [(900, 50, 300), (100, 50, 30), (100, 50, 30), (900, 50, 300)]
+
+    dataplane = Dataplane(16, timeouts={"fin_wait": 50})
+    asyncio.run(main())
+
+
 def test_a_bad_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "rules"
 
     async def main() -> None:
-        services = IpvsServices(Mode())
+        services = IpvsServices(Mode(), Dataplane(16))
         with pytest.raises(ConfigError, match=f"cannot read {file}: "):
             await services.load(str(file))
         file.write_bytes(b"\xff")
@@ -87,7 +103,7 @@ def test_a_bad_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
             await services.load(str(file))
         file.write_text(ONE)
         await services.load(str(file))
-        file.write_text(f"{ONE}\n-L")
+        file.write_text(f"{ONE}\n-q")
         services.reload(str(file))
         while not caplog.records:
             await asyncio.sleep(0.01)
@@ -97,7 +113,7 @@ def test_a_bad_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         asyncio.run(asyncio.wait_for(main(), 10))
     assert caplog.records[0].message == "serving what was served before"
     assert vars(caplog.records[0])["error"] == (
-        f"{file}: line 3: '-L': no option of what changes services"
+        f"{file}: line 3: '-q': no option of what changes services"
     )
 
 
