@@ -15,9 +15,7 @@ PROTOCOLS = {"tcp": "-t", "udp": "-u", "sctp": "--sctp-service"}
 METHODS = {"masq": "-m", "tunnel": "-i", "dr": "-g", "local": "-g"}
 
 
-def save(
-    specs: Iterable[ServiceSpec], timeouts: Mapping[str, float] = TIMEOUTS
-) -> Iterator[str]:
+def save(specs: Iterable[ServiceSpec], timeouts: Mapping[str, float] = TIMEOUTS) -> Iterator[str]:
     """A line for each service and for each of its destinations, in the order in which they were
     added; numeric. Unlike ipvsadm's they tell thresholds, and ``timeouts`` (seconds by state)
     that are not IPVS's.
