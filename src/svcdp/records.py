@@ -164,7 +164,8 @@ def check_settings(settings: Settings) -> None:
     if not isinstance(settings, Settings):
         raise ConfigError(f"{settings!r} are no Settings")
     modes = {"conn_reuse_mode": (0, 3), "drop_entry": (0, 3), "drop_packet": (0, 3)}
-    bounds = {**modes, "am_droprate": (1, 1 << 30), "answer_rate": (0, 1 << 30)}
+    seconds = {"lblc_expiration": (1, SECONDS_MAX), "lblcr_expiration": (1, SECONDS_MAX)}
+    bounds = {**modes, **seconds, "am_droprate": (1, 1 << 30), "answer_rate": (0, 1 << 30)}
     for field in fields(Settings):
         value = getattr(settings, field.name)
         if field.name in bounds:

@@ -256,6 +256,9 @@ class Settings:
     ``drop_entry`` and ``drop_packet`` are what to do under load: 0 nothing, 1 act while the
     connection table is nearly full, 3 act always. Acting means to forget half-open connections,
     and to drop one in ``am_droprate`` of the packets that would open one.
+    ``lblc_expiration`` and ``lblcr_expiration`` are the seconds after which those schedulers
+    forget a destination address that nobody asked for; the latter also those after which a set of
+    servers that did not change has one server less.
     ``answer_rate`` bounds the resets and ICMP messages sent a second and worker (0: no bound).
     """
 
@@ -272,3 +275,5 @@ class Settings:
     pmtu_disc: bool = True
     decrement_ttl: bool = False
     answer_rate: int = 1000
+    lblc_expiration: int = 86400
+    lblcr_expiration: int = 86400

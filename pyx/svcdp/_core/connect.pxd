@@ -364,7 +364,8 @@ cdef inline Conn *new_connection(
             if service.scheduler == SCHEDULER_PYTHON:
                 member = engine.choose(service, view, worker)
             else:
-                member = pick(service, view, now, &worker.random)
+                member = pick(
+                    service, view, now, &engine.settings.expirations, &worker.random)
         if member < 0:
             if (
                 engine.settings.cache_bypass and service.protocol == PROTOCOL_FWMARK

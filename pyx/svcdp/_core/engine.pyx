@@ -661,6 +661,8 @@ cdef class Core:
         target.decrement_ttl = settings.decrement_ttl
         target.am_droprate = settings.am_droprate
         target.answer_rate = settings.answer_rate
+        target.expirations.lblc = settings.lblc_expiration * 10**9
+        target.expirations.lblcr = settings.lblcr_expiration * 10**9
         self.attend()
         # Load is looked at with the next packet.
         store_i64(&self.engine.second, 0)

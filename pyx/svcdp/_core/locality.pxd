@@ -20,9 +20,15 @@ cdef enum:
     VISITS_MAX = 65536
     BUCKETS_SWEPT = 2          # for each new place
 
-    SECOND = 1000000000
-    EXPIRATION = 86400         # s without a packet; without a change, of a set of several (lblcr)
-    CROWDED_EXPIRATION = 360   # s
+
+cdef extern from *:
+    const int64_t CROWDED_EXPIRATION "INT64_C(360000000000)"   # ns
+
+# svcdp.Settings, in ns: how long a place is kept without a packet, and (lblcr) a set of several
+# servers without a change.
+cdef struct Expirations:
+    int64_t lblc
+    int64_t lblcr
 
 # A server that has a place. lblc: the only one. lblcr: one of a set.
 cdef struct Visit:
@@ -128,14 +134,16 @@ cdef inline uint32_t *bucket_of(
     return &locality.buckets[hash % LOCALITY_BUCKETS]
 
 
-cdef inline Place *find_place(Locality *locality, const View *view, int64_t now) noexcept nogil:
+cdef inline Place *find_place(
+    Locality *locality, const View *view, int64_t now, int64_t expiration
+) noexcept nogil:
     """That of the packet's destination address, or NULL."""
     cdef uint32_t *link = bucket_of(locality, view.destination, view.words)
     cdef Place *place
     while link[0]:
         place = &locality.places[link[0]]
         if same_address(place.address, view.destination, view.words):
-            if now - place.used < <int64_t>EXPIRATION * SECOND:
+            if now - place.used < expiration:
                 return place
             drop_place(locality, link)
             return NULL
@@ -143,22 +151,23 @@ cdef inline Place *find_place(Locality *locality, const View *view, int64_t now)
     return NULL
 
 
-cdef inline void sweep_places(Locality *locality, int64_t now) noexcept nogil:
+cdef inline void sweep_places(
+    Locality *locality, int64_t now, int64_t expiration
+) noexcept nogil:
     """Drop what has expired from the bucket whose turn it is."""
     cdef uint32_t *link = &locality.buckets[locality.swept]
-    cdef int64_t expiration = EXPIRATION
     if locality.place_count > PLACES_CROWDED:
-        expiration = CROWDED_EXPIRATION
+        expiration = min(expiration, CROWDED_EXPIRATION)
     locality.swept = (locality.swept + 1) % LOCALITY_BUCKETS
     while link[0]:
-        if now - locality.places[link[0]].used >= expiration * SECOND:
+        if now - locality.places[link[0]].used >= expiration:
             drop_place(locality, link)
         else:
             link = &locality.next_place[link[0]]
 
 
 cdef inline Place *new_place(
-    Locality *locality, const View *view, int64_t now, uint64_t *random
+    Locality *locality, const View *view, int64_t now, int64_t expiration, uint64_t *random
 ) noexcept nogil:
     """A place for the packet's destination address, or NULL when there is no room."""
     cdef uint32_t *bucket
@@ -169,7 +178,7 @@ cdef inline Place *new_place(
         locality.key[0] = next_random(random) | 1
         locality.key[1] = next_random(random) | 1
     for _ in range(BUCKETS_SWEPT):
-        sweep_places(locality, now)
+        sweep_places(locality, now, expiration)
     index = take(&locality.free_places, locality.next_place, PLACES_MAX)
     if index == 0:
         return NULL
@@ -212,7 +221,7 @@ cdef inline bint is_hot(const Service *service, const Member *member) noexcept n
 
 
 cdef inline int32_t pick_lblc(
-    const Service *service, const View *view, int64_t now, uint64_t *random
+    const Service *service, const View *view, int64_t now, int64_t expiration, uint64_t *random
 ) noexcept nogil:
     """Locality-based least connection (ip_vs_lblc.c): the address's server, else the least loaded
     one. That the server is overloaded does not matter for packets that it already gets.
@@ -221,7 +230,7 @@ cdef inline int32_t pick_lblc(
     cdef Place *place
     cdef int32_t member = -1
     spin_lock(&locality.lock)
-    place = find_place(locality, view, now)
+    place = find_place(locality, view, now, expiration)
     if place is not NULL:
         place.used = now
         if place.visits:
@@ -237,9 +246,9 @@ cdef inline int32_t pick_lblc(
     if member < 0:
         return -1
     spin_lock(&locality.lock)
-    place = find_place(locality, view, now)
+    place = find_place(locality, view, now, expiration)
     if place is NULL:
-        place = new_place(locality, view, now, random)
+        place = new_place(locality, view, now, expiration, random)
     if place is not NULL:
         while place.visits:
             drop_visit(locality, place, &place.visits)
@@ -296,7 +305,7 @@ cdef inline void drop_most_loaded(
 
 
 cdef inline int32_t pick_lblcr(
-    const Service *service, const View *view, int64_t now, uint64_t *random
+    const Service *service, const View *view, int64_t now, int64_t expiration, uint64_t *random
 ) noexcept nogil:
     """Locality-based least connection with replication (ip_vs_lblcr.c): the least loaded of the
     address's servers. When that is not enough, the address gets another one; after a long time
@@ -306,11 +315,11 @@ cdef inline int32_t pick_lblcr(
     cdef Place *place
     cdef int32_t member = -1
     spin_lock(&locality.lock)
-    place = find_place(locality, view, now)
+    place = find_place(locality, view, now, expiration)
     if place is not NULL:
         place.used = now
         member = least_visited(locality, place, service)
-        if place.count > 1 and now - place.changed > <int64_t>EXPIRATION * SECOND:
+        if place.count > 1 and now - place.changed > expiration:
             drop_most_loaded(locality, place, now)
     spin_unlock(&locality.lock)
     if member >= 0 and not is_hot(service, &service.members[member]):
@@ -319,9 +328,9 @@ cdef inline int32_t pick_lblcr(
     if member < 0:
         return -1
     spin_lock(&locality.lock)
-    place = find_place(locality, view, now)
+    place = find_place(locality, view, now, expiration)
     if place is NULL:
-        place = new_place(locality, view, now, random)
+        place = new_place(locality, view, now, expiration, random)
     if place is not NULL:
         add_visit(locality, place, service, <uint32_t>member, now)
     spin_unlock(&locality.lock)

@@ -9,7 +9,7 @@ from svcdp._core.atomic cimport likely, unlikely, spin_lock, spin_unlock
 from svcdp._core.hashing cimport pick_dh, pick_mh, pick_sh
 from svcdp._core.least cimport pick_heaviest, pick_lc, pick_sed, pick_twos, pick_wlc
 from svcdp._core.load cimport available_weight, is_available, member_at
-from svcdp._core.locality cimport pick_lblc, pick_lblcr
+from svcdp._core.locality cimport Expirations, pick_lblc, pick_lblcr
 from svcdp._core.packet cimport View
 from svcdp._core.random cimport next_random
 from svcdp._core.service cimport Member, SchedState, Service
@@ -123,7 +123,8 @@ cdef inline int32_t pick_random(Service *service, uint64_t *random) noexcept nog
 
 
 cdef inline int32_t pick(
-    Service *service, const View *view, int64_t now, uint64_t *random
+    Service *service, const View *view, int64_t now, const Expirations *expirations,
+    uint64_t *random
 ) noexcept nogil:
     """For the schedulers of the core; SCHEDULER_PYTHON is asked by the engine."""
     cdef uint8_t scheduler = service.scheduler
@@ -150,9 +151,9 @@ cdef inline int32_t pick(
     if scheduler == SCHEDULER_MH:
         return pick_mh(service, view)
     if scheduler == SCHEDULER_LBLC:
-        return pick_lblc(service, view, now, random)
+        return pick_lblc(service, view, now, expirations.lblc, random)
     if scheduler == SCHEDULER_LBLCR:
-        return pick_lblcr(service, view, now, random)
+        return pick_lblcr(service, view, now, expirations.lblcr, random)
     if scheduler == SCHEDULER_TWOS:
         return pick_twos(service, random)
     return -1
@@ -162,7 +163,7 @@ cdef inline int32_t foresee(Service *service, const View *view) noexcept nogil:
     """What pick() would give now, where asking changes nothing; else UNFORESEEN."""
     cdef uint8_t scheduler = service.scheduler
     if SCHEDULER_LC <= scheduler <= SCHEDULER_MH:
-        return pick(service, view, 0, NULL)
+        return pick(service, view, 0, NULL, NULL)
     return UNFORESEEN
 
 

@@ -7,6 +7,7 @@ from svcdp._core.atomic cimport *
 from svcdp._core.conn cimport *
 from svcdp._core.frag cimport FragmentTable
 from svcdp._core.ftp cimport FtpControl
+from svcdp._core.locality cimport Expirations
 from svcdp._core.packet cimport *
 from svcdp._core.proto cimport *
 from svcdp._core.service cimport *
@@ -54,6 +55,7 @@ cdef struct Settings:
     uint8_t decrement_ttl
     uint32_t am_droprate
     uint32_t answer_rate
+    Expirations expirations
 
 # What is known of a control connection, shared with the data connections that it controls.
 cdef struct Helper:

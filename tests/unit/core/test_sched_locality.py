@@ -20,8 +20,8 @@ PLACES = 24576
 class Farm(Bench):
     """A service of all addresses that the mark is on; its servers are called by their ports."""
 
-    def __init__(self, scheduler: str, *weights: int) -> None:
-        super().__init__(1 << 17)
+    def __init__(self, scheduler: str, *weights: int, **settings: int) -> None:
+        super().__init__(1 << 17, settings=svcdp.Settings(**settings))  # type: ignore[arg-type]
         self.scheduler = scheduler
         self.port = 1000
         with self.dp.transaction() as tx:
@@ -131,6 +131,36 @@ def test_an_address_is_forgotten_after_a_day_without_packets(scheduler: str) -> 
     assert farm.pick(address(1)) == 1
     farm.now += DAY
     assert farm.pick(address(1)) == 2
+
+
+@pytest.mark.parametrize("scheduler", ["lblc", "lblcr"])
+def test_it_is_a_setting_when_an_address_is_forgotten(scheduler: str) -> None:
+    """Of each scheduler its own; and changed, it counts at once."""
+    farm = Farm(scheduler, 1, 1, **{f"{scheduler}_expiration": 60})
+    assert farm.pick() == 2
+    assert farm.pick(address(1)) == 1
+    farm.change("update", 2, weight=100)
+    farm.now += 60 * SECOND - 1
+    assert farm.pick(address(1)) == 1
+    farm.now += 60 * SECOND
+    farm.dp.configure(svcdp.Settings())
+    assert farm.pick(address(1)) == 1
+    farm.now += 60 * SECOND
+    farm.dp.configure(svcdp.Settings(lblc_expiration=60, lblcr_expiration=60))
+    assert farm.pick(address(1)) == 2
+
+
+def test_it_is_a_setting_when_the_most_loaded_of_a_set_goes() -> None:
+    farm = Farm("lblcr", 1, 1, lblcr_expiration=60, lblc_expiration=1)
+    assert farm.pick() == 2
+    farm.change("update", 2, weight=0)
+    assert farm.pick() == 1
+    farm.change("update", 2, weight=1)
+    farm.now += 30 * SECOND
+    assert {farm.pick() for _ in range(4)} == {1, 2}
+    farm.now += 30 * SECOND + 1
+    farm.pick()
+    assert len({farm.pick() for _ in range(4)}) == 1
 
 
 def test_the_most_loaded_of_a_set_goes_after_a_day_without_a_change() -> None:

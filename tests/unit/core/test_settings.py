@@ -46,6 +46,8 @@ BAD = [
     ("am_droprate", 0),
     ("am_droprate", None),
     ("answer_rate", -1),
+    ("lblc_expiration", 0),
+    ("lblcr_expiration", 1 << 31),
     *((f.name, 1) for f in fields(Settings) if isinstance(f.default, bool)),
 ]
 
