@@ -28,7 +28,9 @@ from svcdp.errors import ConfigError, StateError
 from svcdp.ipvs.addresses import from_wire, to_wire
 
 __all__ = [
+    "LENGTH_MAX",
     "MESSAGE_MAX",
+    "MESSAGE_MIN",
     "MessageBuilder",
     "Sequence",
     "SyncEntry",
@@ -41,10 +43,12 @@ __all__ = [
 #: What fits into an Ethernet frame, and what IPVS uses.
 MESSAGE_MAX = 1472
 
-ENTRIES_MAX = 255
 #: Room for any entry.
 MESSAGE_MIN = 512
-LENGTH_MAX = 65507  # of a UDP payload
+#: Of a UDP payload.
+LENGTH_MAX = 65507
+
+ENTRIES_MAX = 255
 
 HEADER_V0 = struct.Struct("!BBH")
 HEADER_V1 = struct.Struct("!BBHBBH")

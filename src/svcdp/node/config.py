@@ -21,6 +21,7 @@ import yaml
 from msgspec import Meta
 
 from svcdp.errors import ConfigError
+from svcdp.ipvs.sync import LENGTH_MAX, MESSAGE_MAX, MESSAGE_MIN
 from svcdp.ipvs.syncd import GROUP, PORT
 from svcdp.node.values import Address, Cidr, Mark, MarkField, Range, StateTimeout, Switch
 from svcdp.types import Settings
@@ -30,13 +31,15 @@ __all__ = ["API_VERSION", "KIND", "LoadedConfig", "NodeConfig", "Setting", "load
 API_VERSION = "svcdp.io/v1alpha1"
 KIND = "NodeConfig"
 
+INT_MAX = (1 << 31) - 1
+
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _key(name: str) -> str:
     """``pod_cidrs`` -> ``podCIDRs``, as Kubernetes writes its keys."""
     head, *rest = name.split("_")
-    special = {"cidrs": "CIDRs", "id": "ID"}
+    special = {"cidrs": "CIDRs", "id": "ID", "ttl": "TTL"}
     return head + "".join(special.get(word, word.capitalize()) for word in rest)
 
 
@@ -144,6 +147,23 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     sync_id: Annotated[
         int, Meta(ge=0, le=255, description="of nodes that belong together; 0 hears all")
     ] = 0
+    sync_ttl: Annotated[
+        int, Meta(ge=1, le=255, description="TTL of what is told to a multicast group")
+    ] = 1
+    sync_version: Annotated[
+        Literal[0, 1], Meta(description="of the sync protocol in what is told; 0 is IPv4 alone")
+    ] = 1
+    sync_maxlen: Annotated[
+        int, Meta(ge=MESSAGE_MIN, le=LENGTH_MAX, description="bytes of a sync message")
+    ] = MESSAGE_MAX
+    sync_threshold: Annotated[
+        int,
+        Meta(ge=1, le=INT_MAX, description="packet of a client at which a connection is told of"),
+    ] = 3
+    sync_period: Annotated[
+        int,
+        Meta(ge=0, le=INT_MAX, description="packets after which it is told of again, 0: never"),
+    ] = 50
     sync_full_interval: Annotated[
         float,
         Meta(ge=0, description="seconds after which all connections are told again, 0: never"),
@@ -202,7 +222,8 @@ class Setting:
     @property
     def choices(self) -> tuple[str, ...]:
         """The values of a setting that has only a few."""
-        return get_args(self._bare_type) if get_origin(self._bare_type) is Literal else ()
+        is_choice = get_origin(self._bare_type) is Literal
+        return tuple(map(str, get_args(self._bare_type))) if is_choice else ()
 
     @property
     def _bare_type(self) -> Any:

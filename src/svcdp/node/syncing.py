@@ -25,6 +25,11 @@ def sync_daemon(dataplane: Dataplane, config: NodeConfig) -> SyncDaemon | None:
             config.sync_group,
             config.sync_port,
             config.sync_id,
+            config.sync_ttl,
+            config.sync_version,
+            config.sync_maxlen,
+            threshold=config.sync_threshold,
+            period=config.sync_period,
             full_interval=config.sync_full_interval,
         ),
     )

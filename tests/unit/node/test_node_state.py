@@ -133,11 +133,15 @@ def test_settings_of_the_sync_protocol(bench: Bench) -> None:
     assert sync_daemon(bench.dp, NodeConfig()) is None
     assert list(peers(None)) == []
     flags = {"sync_role": "both", "sync_group": "192.0.2.7", "sync_id": "9", "sync_port": "1"}
+    flags |= {"sync_ttl": "2", "sync_version": "0", "sync_maxlen": "1000"}
+    flags |= {"sync_threshold": "5", "sync_period": "0"}
     config = load_config(environ={}, flags=flags).config
     daemon = sync_daemon(bench.dp, config)
     assert daemon is not None
     assert (daemon.config.role, daemon.config.group) == ("both", "192.0.2.7")
     assert (daemon.config.syncid, daemon.config.port) == (9, 1)
+    assert (daemon.config.ttl, daemon.config.version, daemon.config.length_max) == (2, 0, 1000)
+    assert (daemon.config.threshold, daemon.config.period) == (5, 0)
     (item,) = peers(daemon)
     assert item["sent"]["entries"] == item["received"]["messages"] == 0
 
@@ -147,5 +151,7 @@ def test_settings_that_do_not_fit_together(bench: Bench) -> None:
         sync_daemon(bench.dp, NodeConfig(sync_role="master"))
     with pytest.raises(ConfigError, match="syncRole: 'all' is none of none, master, backup, both"):
         load_config(environ={}, flags={"sync_role": "all"})
+    with pytest.raises(ConfigError, match="syncVersion: '2' is none of 0, 1"):
+        load_config(environ={}, flags={"sync_version": "2"})
     with pytest.raises(ConfigError, match="syncID"):
         load_config(environ={}, flags={"sync_id": "256"})
