@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from svcdp._core.abi cimport svcdp_packet
 from svcdp._core.batch cimport PacketBatch
 from svcdp._core.conn cimport Conn
-from svcdp._core.service cimport Dest, Service
+from svcdp._core.service cimport Dest, DestConfig, Service
 from svcdp._core.worker cimport Engine, Worker
 
 
@@ -27,6 +27,7 @@ cdef class Core:
     cdef dict choosers             # address of Service -> (chooser, candidates)
     cdef list free_ids             # of destinations
     cdef dict configs              # id of destination -> what its DestConfig was made of
+    cdef DestConfig *plain         # of all destinations by NAT that ask for nothing else
     cdef set draining              # ids of removed destinations that connections still use
     cdef uint32_t next_id
     cdef bint unwatched            # see watch_removals(), of the commit under way
@@ -65,6 +66,7 @@ cdef class Core:
     cdef Service *find_service(self, object record) except? NULL
     cdef void attend(self) noexcept
     cdef list new_configs(self, list services)
+    cdef void free_config(self, void *config) noexcept
     cdef void change_removal(self, Dest *target, uint8_t on_removal) noexcept
     cdef void watch_removals(self) noexcept
     cdef void publish_destination(self, Service *service, object record) noexcept

@@ -48,6 +48,9 @@ STATES = (
 
 cdef tuple METHODS = ("masq", "local", "tunnel", "dr", "bypass")
 
+# What a DestConfig of zeros is made of.
+cdef tuple PLAIN = (METHOD_MASQ, TUNNEL_IPIP, False, 0, b"", 0, 0)
+
 # Outcomes of import_record().
 OUTCOMES = (INSERTED, FULL, KNOWN, CLASH)
 
@@ -279,6 +282,9 @@ cdef class Core:
         if dest_of(&self.engine.destinations, 0).config is NULL:
             raise MemoryError("cannot allocate the core")
         dest_of(&self.engine.destinations, 0).config.method = METHOD_BYPASS
+        self.plain = <DestConfig *>calloc(1, sizeof(DestConfig))
+        if self.plain is NULL:
+            raise MemoryError("cannot allocate the core")
 
     def __dealloc__(self):
         cdef uint32_t i, j
@@ -313,8 +319,9 @@ cdef class Core:
             if self.engine.destinations.chunks[i] is NULL:
                 break
             for j in range(DESTINATION_CHUNK):
-                free(self.engine.destinations.chunks[i][j].config)
+                self.free_config(self.engine.destinations.chunks[i][j].config)
             free(self.engine.destinations.chunks[i])
+        free(self.plain)
         table_free(&self.engine.table)
         fragment_table_free(&self.engine.fragments)
         give_back(
@@ -684,6 +691,9 @@ cdef class Core:
                 for id, _, _, _, wanted in record.members:
                     if self.configs.get(id) == wanted:
                         continue
+                    if wanted == PLAIN:
+                        made.append((id, <uintptr_t>self.plain, wanted))
+                        continue
                     config = <DestConfig *>calloc(1, sizeof(DestConfig))
                     if config is NULL:
                         raise MemoryError("cannot allocate destinations")
@@ -701,9 +711,13 @@ cdef class Core:
                         prepare_tunnel(config, dest_of(&self.engine.destinations, id))
         except BaseException:
             for _, pointer, _ in made:
-                free(<void *><uintptr_t>pointer)
+                self.free_config(<void *><uintptr_t>pointer)
             raise
         return made
+
+    cdef void free_config(self, void *config) noexcept:
+        if config != self.plain:
+            free(config)
 
     cdef void publish_destination(self, Service *service, object record) noexcept:
         """What changes at once, for all connections of a service's destinations."""
@@ -758,6 +772,7 @@ cdef class Core:
         cdef list outgoing = []
         cdef list replaced = []
         cdef list configs = []
+        cdef void *config
         cdef Service *service
         cdef Service *before
         cdef Snapshot *snapshot
@@ -783,12 +798,14 @@ cdef class Core:
             for pointer in added:
                 self.drop_service(<Service *><uintptr_t>pointer)
             for _, pointer, _ in configs:
-                free(<void *><uintptr_t>pointer)
+                self.free_config(<void *><uintptr_t>pointer)
             raise
         for id, pointer, wanted in configs:
-            replaced.append(<uintptr_t>exchange_ptr(
+            config = exchange_ptr(
                 <void **>&dest_of(&self.engine.destinations, id).config,
-                <void *><uintptr_t>pointer))
+                <void *><uintptr_t>pointer)
+            if config != self.plain:
+                replaced.append(<uintptr_t>config)
             self.configs[id] = wanted
         for pointer, (record, _) in zip(added, services):
             self.publish_destination(<Service *><uintptr_t>pointer, record)

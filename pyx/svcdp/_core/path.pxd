@@ -221,8 +221,9 @@ cdef inline void burst(
     """At most BURST packets: each step for all of them before the next, so that the memory of
     one is on its way while another is worked on.
     """
-    cdef uint32_t i
+    cdef uint32_t i, fresh = 0
     cdef View *view
+    cdef Service *service
     for i in range(count):
         view = &worker.views[i]
         view.reason = parse(packets[i].data, packets[i].len, view)
@@ -235,7 +236,18 @@ cdef inline void burst(
         if likely(view.reason == PARSED):
             prefetch_record(&engine.table, view)
             if view.expected is NULL:
-                worker.services[i] = service_of(engine, snapshot, view, packets[i].mark)
+                service = service_of(engine, snapshot, view, packets[i].mark)
+                worker.services[i] = service
+                if service is not NULL:
+                    prefetch_service(service)
+                    fresh += 1
+    if fresh:
+        for i in range(count):
+            if worker.services[i] is not NULL:
+                prefetch_members(worker.services[i])
+        for i in range(count):
+            if worker.services[i] is not NULL:
+                prefetch_destination(worker.services[i])
     for i in range(count):
         handle(engine, worker, snapshot, &packets[i], &worker.views[i], worker.services[i], now)
 

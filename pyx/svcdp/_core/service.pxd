@@ -156,6 +156,33 @@ cdef inline Dest *dest_of(DestinationTable *table, uint32_t id) noexcept nogil:
     return &table.chunks[id // DESTINATION_CHUNK][id % DESTINATION_CHUNK]
 
 
+# What a new connection will look at, fetched in the order in which one leads to the next. Who is to
+# serve is a guess that is right for round robins.
+
+cdef inline void prefetch_service(const Service *service) noexcept nogil:
+    prefetch(&service.persistence)
+    prefetch(&service.state)
+
+
+cdef inline const Member *next_member(const Service *service) noexcept nogil:
+    cdef uint32_t next_one = <uint32_t>(service.state.position + 1)
+    return &service.members[next_one if next_one < service.member_count else 0]
+
+
+cdef inline void prefetch_members(const Service *service) noexcept nogil:
+    prefetch(service.rules)
+    if service.member_count:
+        prefetch(next_member(service))
+
+
+cdef inline void prefetch_destination(const Service *service) noexcept nogil:
+    cdef const Dest *target
+    if service.member_count:
+        target = next_member(service).destination
+        prefetch(target)
+        prefetch(&target.config)
+
+
 cdef inline bint in_network(
     const uint8_t *address, const Network *network, uint32_t words
 ) noexcept nogil:
