@@ -134,7 +134,9 @@ class IpvsViews:
         one of "service" if that is given.
         """
         estimator = await self._rates.estimator() if request.get("rates") else Estimator()
-        bound = self._bound() if request.get("persistent") else Counter()
+        bound: Counter[Id] = Counter()
+        if request.get("persistent"):
+            bound = await asyncio.to_thread(self._bound)
         return (
             msgspec.to_builtins(
                 ListedService(
