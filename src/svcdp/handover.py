@@ -16,7 +16,7 @@ from svcdp.records import (
     check_port,
     parse_address,
 )
-from svcdp.status import ONE_PACKET, SYNC, ConnectionState
+from svcdp.status import NO_CPORT, ONE_PACKET, SYNC, ConnectionState, SequenceShift
 from svcdp.types import Protocol, ServiceSpec, fwmark_key
 
 if TYPE_CHECKING:
@@ -61,10 +61,11 @@ def state_of(
     row: tuple[Any, ...], now: int, services: dict[int, ServiceSpec]
 ) -> ConnectionState | None:
     """From a row of the core. None for what means nothing elsewhere: connections without a
-    destination, one-packet ones, templates whose service is gone or that bind calls.
+    destination, one-packet ones, those that a helper waits for, templates whose service is gone
+    or that bind calls.
     """
     (number, client, client_port, virtual, virtual_port, real, real_port, source, source_port,
-     state, timeout, deadline, flags, fwmark, packets) = row  # fmt: skip
+     state, timeout, deadline, flags, fwmark, packets, shifts) = row  # fmt: skip
     expires_in = (deadline - now) / 1e9
     if number == _TEMPLATE:
         spec = services.get(virtual)
@@ -76,12 +77,13 @@ def state_of(
             protocol, client, 0, address, 0 if mark else port, real, real_port, client, 0,
             ASSURED if state else "NONE", spec.persistence or 0, expires_in, flags, mark,
         )  # fmt: skip
-    if real is None or flags & ONE_PACKET:
+    if real is None or flags & (ONE_PACKET | NO_CPORT):
         return None
+    sequences = None if shifts is None else (SequenceShift(*shifts[0]), SequenceShift(*shifts[1]))
     return ConnectionState(
         Protocol(number).name.lower(), client, client_port, virtual, virtual_port, real, real_port,
         source, source_port, STATES[state], timeout / 1e9, expires_in, flags,
-        fwmark, packets,
+        fwmark, packets, sequences,
     )  # fmt: skip
 
 
@@ -123,6 +125,7 @@ def import_connection(dataplane: Dataplane, state: ConnectionState, now: int) ->
                 deadline,
                 state.packets,
                 state.flags,
+                state.sequences,
                 now,
             )
         ]
@@ -171,6 +174,8 @@ def check_state(state: ConnectionState) -> None:
             raise ConfigError(f"{what}: {name} {value!r} is no string")
     for name, high in (("flags", 1 << 32), ("fwmark", 1 << 32), ("packets", 1 << 32)):
         check_number(getattr(state, name), 0, high - 1, f"{what}: {name}")
+    if state.sequences is not None:
+        _check_sequences(state.sequences, what)
     if not isinstance(state.expires_in, int | float) or not 0 < state.expires_in < 1 << 31:
         raise ConfigError(f"{what}: expires_in {state.expires_in!r} is not above 0 and below 2^31")
     version = check_address(state.client, what).version
@@ -192,6 +197,17 @@ def check_state(state: ConnectionState) -> None:
         raise ConfigError(f"{what}: protocol {state.protocol!r} is none of tcp, udp, sctp")
     if state.state not in STATES or _protocol_of(state.state) != state.protocol:
         raise ConfigError(f"{what}: {state.state!r} is no state of {state.protocol}")
+
+
+def _check_sequences(sequences: tuple[SequenceShift, SequenceShift], what: str) -> None:
+    if not isinstance(sequences, tuple) or len(sequences) != 2:
+        raise ConfigError(f"{what}: sequences {sequences!r} are not those of both ends")
+    for shift in sequences:
+        if not isinstance(shift, tuple) or len(shift) != 3:
+            raise ConfigError(f"{what}: {shift!r} is no SequenceShift")
+        check_number(shift[0], 0, (1 << 32) - 1, f"{what}: position")
+        for delta in shift[1:]:
+            check_number(delta, -(1 << 31), (1 << 31) - 1, f"{what}: delta")
 
 
 def _protocol_of(state: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from svcdp.types import Reason, ServiceSpec, Verdict
 
@@ -11,6 +11,8 @@ from svcdp.types import Reason, ServiceSpec, Verdict
 SYNC = 0x20
 NOOUTPUT = 0x80
 INACTIVE = 0x100
+OUT_SEQ = 0x200
+IN_SEQ = 0x400
 NO_CPORT = 0x800
 TEMPLATE = 0x1000
 ONE_PACKET = 0x2000
@@ -20,6 +22,7 @@ __all__ = [
     "Connection",
     "ConnectionState",
     "DestinationStatus",
+    "SequenceShift",
     "ServiceStatus",
     "Stats",
 ]
@@ -52,6 +55,16 @@ class Connection:
         return cls(*fields)
 
 
+class SequenceShift(NamedTuple):
+    """How far what one end says is shifted, because a helper made its text longer: TCP sequence
+    numbers above ``position`` by ``delta`` bytes, others by ``previous_delta``.
+    """
+
+    position: int
+    delta: int
+    previous_delta: int
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectionState:
     """All that another dataplane needs to go on with a connection, or with a persistence template
@@ -77,6 +90,8 @@ class ConnectionState:
     flags: int = 0  #: as in uapi/linux/ip_vs.h
     fwmark: int = 0  #: of the service, 0: none
     packets: int = 0  #: from the client
+    #: Of an FTP control connection: what the client says, and what the destination says.
+    sequences: tuple[SequenceShift, SequenceShift] | None = None
 
     @property
     def is_template(self) -> bool:

@@ -4,7 +4,7 @@ from libc.string cimport memcpy
 
 from svcdp._core.affinity cimport *
 from svcdp._core.forward cimport forward, forward_fragment, forward_plain, is_plain, is_simple
-from svcdp._core.helper cimport helper_new, insert_expected
+from svcdp._core.helper cimport give_helper, insert_expected
 from svcdp._core.memory cimport copy_address, htons, load32, ntohl, same_address
 from svcdp._core.record cimport copy_pattern, discard, helper_release
 from svcdp._core.sched cimport *
@@ -399,9 +399,7 @@ cdef inline Conn *new_connection(
         if outcome != INSERTED or not pattern.control:
             let_go(engine, view.words, control)
         if outcome == INSERTED and unlikely(service.is_ftp) and may_help(service, conn):
-            conn.extra = helper_new(&engine.helpers)
-            if conn.extra:
-                conn.flags |= CONN_HELPED
+            give_helper(engine, conn)
         # A scheduler written in Python is asked once for a connection.
         if outcome != CLASH or sticky or service.scheduler == SCHEDULER_PYTHON:
             break

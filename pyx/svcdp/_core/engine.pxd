@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from svcdp._core.abi cimport svcdp_packet
 from svcdp._core.batch cimport PacketBatch
 from svcdp._core.conn cimport Conn
+from svcdp._core.sequence cimport SeqDelta
 from svcdp._core.service cimport Dest, DestConfig, Service
 from svcdp._core.worker cimport Engine, Worker
 
@@ -72,11 +73,12 @@ cdef class Core:
     cdef void publish_destination(self, Service *service, object record) noexcept
     cdef void copy_record(self, uint32_t pool, uint32_t index, uint8_t *copy) noexcept
     cdef tuple state_row(self, Conn *conn, uint32_t words)
+    cdef tuple sequences_of(self, Conn *conn, uint32_t words)
     cdef uint32_t import_locked(
         self, Worker *worker, Service *service, uint8_t protocol, const uint8_t *client,
         uint16_t client_port, const uint8_t *virtual, uint16_t virtual_port,
         const uint8_t *source, uint16_t source_port, Dest *target, uint8_t state,
-        int64_t deadline, uint32_t packets, uint32_t flags, int64_t now,
+        int64_t deadline, uint32_t packets, uint32_t flags, const SeqDelta *shifts, int64_t now,
     ) noexcept
     cdef tuple describe(self, Conn *conn, uint32_t words)
     cdef tuple connection_row(self, uint32_t pool, uint32_t index)

@@ -14,6 +14,7 @@ from svcdp._core.answer cimport answer
 from svcdp._core.batch cimport PacketBatch
 from svcdp._core.conn cimport give_back, reserve, table_free, table_init
 from svcdp._core.hashing cimport entry_ids
+from svcdp._core.helper cimport give_helper, take_shifts
 from svcdp._core.memory cimport load32, ntohs
 from svcdp._core.path cimport *
 from svcdp._core.sched cimport UNFORESEEN, advance, foresee
@@ -920,7 +921,7 @@ cdef class Core:
     cdef tuple state_row(self, Conn *conn, uint32_t words):
         """(protocol number, client, port, virtual or the number of the persistence group, port,
         real or None, port, source, port, state number, timeout ns, deadline ns, flags as in
-        uapi/linux/ip_vs.h, fwmark, packets), from a copy of a record.
+        uapi/linux/ip_vs.h, fwmark, packets, sequences_of()), from a copy of a record.
         """
         cdef const Dest *target = dest_of(&self.engine.destinations, conn.destination)
         cdef bint is_template = conn.protocol == CONN_TEMPLATE
@@ -955,7 +956,44 @@ cdef class Core:
             format_address(address_of(conn, SOURCE, words), words), ntohs(conn.source_port),
             conn.state, self.engine.timeouts[conn.timeouts][0 if is_template else conn.state],
             conn.deadline, flags, conn.fwmark, 0 if is_template else conn.packets,
+            self.sequences_of(conn, words) if conn.flags & CONN_HELPED else None,
         )
+
+    cdef tuple sequences_of(self, Conn *conn, uint32_t words):
+        """How far a helper has shifted the sequence numbers of a connection, from a copy of its
+        record: ((position, delta, delta before), the same of the destination), or None.
+        """
+        cdef SeqDelta shifts[2]
+        cdef Conn *live
+        cdef View view
+        cdef uint32_t direction
+        memset(&view, 0, sizeof(view))
+        memset(shifts, 0, sizeof(shifts))
+        view.words = <uint8_t>words
+        view.protocol = conn.protocol
+        view.source = address_of(conn, CLIENT, words)
+        view.destination = address_of(conn, VIRTUAL, words)
+        view.source_port = conn.client_port
+        view.destination_port = conn.virtual_port
+        view.hash = hash_flow(
+            &self.engine.table.key, words, view.source, view.destination, view.source_port,
+            view.destination_port, view.protocol)
+        # The helper is that of the live one, which may have gone since.
+        live = find(&self.engine.table, &view, &direction)
+        if live is NULL:
+            return None
+        if live.flags & CONN_HELPED:
+            memcpy(
+                shifts, self.engine.helpers.helpers[live.extra].ftp.seq, sizeof(shifts))
+        spin_unlock(&live.lock)
+        if not (
+            shifts[0].delta or shifts[0].previous_delta
+            or shifts[1].delta or shifts[1].previous_delta
+        ):
+            return None
+        return (
+            (shifts[0].position, shifts[0].delta, shifts[0].previous_delta),
+            (shifts[1].position, shifts[1].delta, shifts[1].previous_delta))
 
     def service_key(
         self, bytes address, uint16_t port, uint8_t protocol, uint32_t mark
@@ -1000,23 +1038,28 @@ cdef class Core:
     def import_record(
         self, record, uint8_t protocol, bytes client, uint16_t client_port, bytes virtual,
         uint16_t virtual_port, bytes source, uint16_t source_port, uint32_t id, uint8_t state,
-        int64_t deadline, uint32_t packets, uint32_t flags, int64_t now,
+        int64_t deadline, uint32_t packets, uint32_t flags, sequences, int64_t now,
     ):
         """Make or change a connection of the service of a record to one of its destinations.
-        One of INSERTED, KNOWN, CLASH and FULL.
+        `sequences` as from sequences_of(). One of INSERTED, KNOWN, CLASH and FULL.
         """
         cdef Service *service = self.find_service(record)
+        cdef SeqDelta shifts[2]
         cdef Worker *worker
-        cdef uint32_t outcome
+        cdef uint32_t outcome, i
         if service is NULL:
             return CLASH
+        if sequences is not None:
+            for i in range(2):
+                shifts[i].position, shifts[i].delta, shifts[i].previous_delta = sequences[i]
         worker = self.worker_acquire()
         exchange_u64(&worker.epoch, load_acquire_u64(&self.engine.epoch))
         outcome = self.import_locked(
             worker, service, protocol, <const uint8_t *>PyBytes_AS_STRING(client), client_port,
             <const uint8_t *>PyBytes_AS_STRING(virtual), virtual_port,
             <const uint8_t *>PyBytes_AS_STRING(source), source_port,
-            dest_of(&self.engine.destinations, id), state, deadline, packets, flags, now)
+            dest_of(&self.engine.destinations, id), state, deadline, packets, flags,
+            NULL if sequences is None else shifts, now)
         store_release_u64(&worker.epoch, 0)
         self.worker_release(worker)
         return outcome
@@ -1025,7 +1068,7 @@ cdef class Core:
         self, Worker *worker, Service *service, uint8_t protocol, const uint8_t *client,
         uint16_t client_port, const uint8_t *virtual, uint16_t virtual_port,
         const uint8_t *source, uint16_t source_port, Dest *target, uint8_t state,
-        int64_t deadline, uint32_t packets, uint32_t flags, int64_t now,
+        int64_t deadline, uint32_t packets, uint32_t flags, const SeqDelta *shifts, int64_t now,
     ) noexcept:
         """`import_record` with the worker's epoch set: nothing that it sees is freed."""
         cdef uint64_t memory[RECORD_WORDS]
@@ -1035,7 +1078,7 @@ cdef class Core:
         cdef View view
         cdef uint32_t words = service.words
         cdef uint32_t control, outcome, _
-        cdef bint masquerade
+        cdef bint masquerade, is_helped
         memset(&view, 0, sizeof(view))
         view.words = <uint8_t>words
         view.protocol = protocol
@@ -1058,6 +1101,9 @@ cdef class Core:
         copy_address(address_of(pattern, SOURCE, words), source, words)
         pattern.source_port = htons(source_port)
         compute_deltas(pattern, words)
+        is_helped = service.is_ftp and may_help(service, pattern)
+        if shifts is not NULL and not is_helped:
+            return CLASH
         for _ in range(2):
             conn = allocate_swept(self.engine, worker, words, now)
             if conn is NULL:
@@ -1073,6 +1119,9 @@ cdef class Core:
             if outcome == INSERTED:
                 count_in(target, conn)
                 worker.created += 1
+                if is_helped:
+                    give_helper(self.engine, conn)
+                    take_shifts(self.engine, conn, shifts)
                 spin_unlock(&conn.lock)
                 return INSERTED
             discard(self.engine, conn, words)
@@ -1086,6 +1135,7 @@ cdef class Core:
                     other.state = state
                 other.deadline = deadline
                 other.packets = packets
+                take_shifts(self.engine, other, shifts)
                 spin_unlock(&other.lock)
                 return KNOWN
             # It went elsewhere, or is over: ip_vs_sync.c, ip_vs_proc_conn, starts it anew.

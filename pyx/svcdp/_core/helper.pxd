@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memset
 from svcdp._core.ftp cimport *
 from svcdp._core.memory cimport htons, ntohs
 from svcdp._core.record cimport helper_release, insert_record
-from svcdp._core.sequence cimport move_numbers
+from svcdp._core.sequence cimport SeqDelta, move_numbers
 from svcdp._core.worker cimport *
 from svcdp._core.xmit cimport compute_deltas
 
@@ -32,6 +32,21 @@ cdef inline uint32_t helper_new(HelperPool *pool) noexcept nogil:
         memset(helper, 0, sizeof(Helper))
         helper.references = 1
     return index
+
+
+cdef inline void give_helper(Engine *engine, Conn *conn) noexcept nogil:
+    """Make a connection, locked, a control connection, if there is a helper left."""
+    conn.extra = helper_new(&engine.helpers)
+    if conn.extra:
+        conn.flags |= CONN_HELPED
+
+
+cdef inline void take_shifts(
+    Engine *engine, Conn *conn, const SeqDelta *shifts
+) noexcept nogil:
+    """Go on with what another dataplane has shifted (NULL: nothing) in a connection, locked."""
+    if shifts is not NULL and conn.flags & CONN_HELPED:
+        memcpy(engine.helpers.helpers[conn.extra].ftp.seq, shifts, 2 * sizeof(SeqDelta))
 
 
 cdef inline void expect(

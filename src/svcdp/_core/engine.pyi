@@ -15,10 +15,27 @@ _ConnectionRow = tuple[str, str, int, str, int, str, int, str, int, str, str, in
 STATES: tuple[str, ...]
 OUTCOMES: tuple[int, int, int, int]
 
+# position, delta, previous delta: of the client's sequence numbers, and of the destination's
+_Shifts = tuple[tuple[int, int, int], tuple[int, int, int]]
 # protocol, client, port, virtual or number of the persistence group, port, real, port, source,
-# port, state, timeout (ns), deadline (ns), flags, fwmark, packets
+# port, state, timeout (ns), deadline (ns), flags, fwmark, packets, sequences
 _StateRow = tuple[
-    int, str, int, str | int, int, str | None, int, str, int, int, int, int, int, int, int
+    int,
+    str,
+    int,
+    str | int,
+    int,
+    str | None,
+    int,
+    str,
+    int,
+    int,
+    int,
+    int,
+    int,
+    int,
+    int,
+    _Shifts | None,
 ]
 
 @disjoint_base
@@ -131,6 +148,7 @@ class Core:
         deadline: int,
         packets: int,
         flags: int,
+        sequences: _Shifts | None,
         now: int,
     ) -> int: ...
     def watch_open(self, limit: int, threshold: int, period: int) -> None: ...

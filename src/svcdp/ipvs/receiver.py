@@ -9,7 +9,15 @@ from svcdp.dataplane import TIMEOUTS, Dataplane
 from svcdp.errors import ConfigError, StateError
 from svcdp.ipvs.states import protocol_name, state_name
 from svcdp.ipvs.sync import SyncEntry, decode
-from svcdp.status import INACTIVE, NO_CPORT, NOOUTPUT, SYNC, TEMPLATE, ConnectionState
+from svcdp.status import (
+    INACTIVE,
+    NO_CPORT,
+    NOOUTPUT,
+    SYNC,
+    TEMPLATE,
+    ConnectionState,
+    SequenceShift,
+)
 
 __all__ = ["Receiver", "ReceiverStats", "state_of"]
 
@@ -117,10 +125,10 @@ def _place(state: ConnectionState) -> tuple[str | int, ...]:
 
 def state_of(entry: SyncEntry, packets: int) -> ConnectionState:
     """The connection that an entry tells of. StateError when there can be none like it, or none
-    here: shifted sequence numbers, persistence engines.
+    here: persistence engines.
     """
-    if entry.sequences or entry.engine:
-        raise StateError("shifted sequence numbers and persistence engines cannot be taken over")
+    if entry.engine:
+        raise StateError("what persistence engines know cannot be taken over")
     flags = entry.flags & FLAGS | SYNC
     protocol = protocol_name(entry.protocol)
     state = state_name(protocol, flags, entry.state)
@@ -146,4 +154,19 @@ def state_of(entry: SyncEntry, packets: int) -> ConnectionState:
         flags=flags,
         fwmark=entry.fwmark,
         packets=packets,
+        sequences=_sequences(entry),
     )
+
+
+def _sequences(entry: SyncEntry) -> tuple[SequenceShift, SequenceShift] | None:
+    if entry.sequences is None:
+        return None
+    one, other = (
+        SequenceShift(each.initial, _signed(each.delta), _signed(each.previous_delta))
+        for each in entry.sequences
+    )
+    return one, other
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 32) if number >> 31 else number

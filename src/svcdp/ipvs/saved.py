@@ -7,6 +7,7 @@ The file is a header, then the records; numbers are big-endian, times in ms::
     record   IP version: of client, of destination | protocol, state as in the sync protocol
              | flags, fwmark, packets (32) | timeout, time left (64)
              | ports, then addresses: client, virtual, destination, source
+             | if IN_SEQ or OUT_SEQ of the flags: positions and deltas of both ends (6 x 32)
 
 A file is read whole and checked before anything of it is believed.
 """
@@ -32,17 +33,19 @@ from svcdp.ipvs.states import (
     state_name,
     state_number,
 )
-from svcdp.status import ConnectionState
+from svcdp.status import IN_SEQ, OUT_SEQ, ConnectionState, SequenceShift
 
 __all__ = ["VERSION", "SavedConnections", "load", "restore", "save"]
 
 MAGIC = b"svcdp-cx"
-VERSION = 1
+VERSION = 2
 
 START = struct.Struct("!8sI")
 HEADER = struct.Struct("!8sIQQQ")
 DIGEST_SIZE = hashlib.sha256().digest_size
 RECORD = struct.Struct("!BBBBIIIQQHHHH")
+SEQUENCES = struct.Struct("!IiiIii")
+SHIFTED = IN_SEQ | OUT_SEQ  # flags
 
 ADDRESS_SIZES = {4: 4, 6: 16}
 
@@ -188,13 +191,18 @@ def restore(
 
 
 def _pack(state: ConnectionState) -> bytes:
+    flags, sequences = state.flags & ~SHIFTED, b""
     try:
-        return RECORD.pack(
+        if state.sequences is not None:
+            flags |= SHIFTED
+            sequences = SEQUENCES.pack(*(n for shift in state.sequences for n in shift))
+        addresses = (state.client, state.virtual, state.destination, state.source)
+        record = RECORD.pack(
             6 if ":" in state.client else 4,
             6 if ":" in state.destination else 4,
             protocol_number(state.protocol),
             state_number(state),
-            state.flags,
+            flags,
             state.fwmark,
             state.packets,
             round(state.timeout * 1000),
@@ -203,9 +211,8 @@ def _pack(state: ConnectionState) -> bytes:
             state.virtual_port,
             state.destination_port,
             state.source_port,
-        ) + b"".join(
-            to_wire(text) for text in (state.client, state.virtual, state.destination, state.source)
         )
+        return record + b"".join(map(to_wire, addresses)) + sequences
     except (struct.error, OSError) as error:
         raise ConfigError(f"{state} cannot be saved: {error}") from None
 
@@ -227,6 +234,13 @@ def _unpack(data: bytes, position: int) -> tuple[ConnectionState, int]:
             raise StateError("a record of saved connections is cut off")
         addresses.append(from_wire(data[position : position + size]))
         position += size
+    sequences = None
+    if flags & SHIFTED:
+        if position + SEQUENCES.size > len(data):
+            raise StateError("a record of saved connections is cut off")
+        numbers = SEQUENCES.unpack_from(data, position)
+        sequences = SequenceShift(*numbers[:3]), SequenceShift(*numbers[3:])
+        position += SEQUENCES.size
     protocol = protocol_name(number)
     return (
         ConnectionState(
@@ -242,9 +256,10 @@ def _unpack(data: bytes, position: int) -> tuple[ConnectionState, int]:
             state=state_name(protocol, flags, state),
             timeout=timeout / 1000,
             expires_in=left / 1000,
-            flags=flags,
+            flags=flags & ~SHIFTED,
             fwmark=fwmark,
             packets=packets,
+            sequences=sequences,
         ),
         position,
     )

@@ -11,8 +11,8 @@ from typing import Literal
 
 from svcdp.dataplane import Dataplane
 from svcdp.ipvs.states import family_of, is_synchronised, protocol_number, state_number
-from svcdp.ipvs.sync import MESSAGE_MAX, MessageBuilder, SyncEntry
-from svcdp.status import INACTIVE, SYNC, ConnectionState
+from svcdp.ipvs.sync import MESSAGE_MAX, MessageBuilder, Sequence, SyncEntry
+from svcdp.status import IN_SEQ, INACTIVE, OUT_SEQ, SYNC, ConnectionState
 
 __all__ = ["Sender", "SenderStats", "entry_of"]
 
@@ -128,7 +128,7 @@ def entry_of(state: ConnectionState) -> SyncEntry | None:
     is_masqueraded = (state.source, state.source_port) != (state.client, state.client_port)
     return SyncEntry(
         protocol_number(state.protocol),
-        state.flags & ~SYNC | (INACTIVE if state.is_template else 0),
+        state.flags & ~SYNC | (INACTIVE if state.is_template else 0) | _shifted(state),
         state_number(state),
         state.client,
         state.client_port,
@@ -139,7 +139,27 @@ def entry_of(state: ConnectionState) -> SyncEntry | None:
         state.fwmark,
         # What is left of it: in the table of one who only hears of it, time goes on too.
         max(math.ceil(state.expires_in), 1),
+        sequences=_sequences(state),
         source=(state.source, state.source_port) if is_masqueraded else None,
+    )
+
+
+def _sequences(state: ConnectionState) -> tuple[Sequence, Sequence] | None:
+    if state.sequences is None:
+        return None
+    # The wire has no signs.
+    one, other = (Sequence(*(n & 0xFFFFFFFF for n in shift)) for shift in state.sequences)
+    return one, other
+
+
+def _shifted(state: ConnectionState) -> int:
+    """Flags for each direction whose sequence numbers are shifted."""
+    if state.sequences is None:
+        return 0
+    return sum(
+        flag
+        for flag, shift in zip((IN_SEQ, OUT_SEQ), state.sequences, strict=True)
+        if shift.delta or shift.previous_delta
     )
 
 

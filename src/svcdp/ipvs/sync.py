@@ -26,6 +26,7 @@ from typing import Literal
 
 from svcdp.errors import ConfigError, StateError
 from svcdp.ipvs.addresses import from_wire, to_wire
+from svcdp.status import IN_SEQ, OUT_SEQ
 
 __all__ = [
     "LENGTH_MAX",
@@ -58,7 +59,7 @@ SEQUENCES = struct.Struct("!6I")
 
 IPV6 = 1
 LENGTH_BITS = 0x0FFF
-HAS_SEQUENCES = 0x0600  # flags
+HAS_SEQUENCES = IN_SEQ | OUT_SEQ  # flags
 FLAGS_V0 = 0xFFFF
 
 OPTION_SEQUENCES = 1

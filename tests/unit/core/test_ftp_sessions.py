@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,6 +59,16 @@ class Session:
         self.seen = (connection.source, connection.source_port)
         self.send(tcp(self.server, self.seen, "SA"), Reason.REPLY)
         self.send(tcp(self.client, self.virtual, "A"), Reason.ESTABLISHED)
+
+    def go_on_elsewhere(self) -> list[svcdp.ConnectionState]:
+        """In another dataplane, with the same services; what it was told."""
+        states = list(self.dp.export_connections())
+        specs = [status.spec for status in self.dp.services()]
+        self.dp = svcdp.Dataplane(64, 2, clock=lambda: self.now, masquerade_ports=(61000, 61009))
+        self.dp.apply(specs)
+        outcomes = [self.dp.import_connection(state) for state in states]
+        assert outcomes == ["created"] * len(states)
+        return states
 
     def send(self, packet: bytes, reason: Reason) -> bytes:
         result = self.dp.process(bytearray(HEADROOM) + packet, headroom=HEADROOM)
@@ -162,14 +173,20 @@ def test_active(family: int, extended: bool) -> None:
     session.send(tcp((SERVER[family], 2122), client, "S"), Reason.NO_SERVICE)
 
 
-def test_numbers_follow_the_text() -> None:
-    """The reply got longer: what the server says moves on, what the client heard moves back."""
+@pytest.mark.parametrize("moves", [False, True])
+def test_numbers_follow_the_text(moves: bool) -> None:
+    """The reply got longer: what the server says moves on, what the client heard moves back.
+    Another dataplane knows that too.
+    """
     session = Session(4)
     session.command(b"PASV\r\n")
     text = b"227 ok (10,1,0,1,19,137).\r\n"
     got = payload_of(session.reply(text))
     grown = len(got) - len(text)
     assert grown > 0
+    if moves:
+        (state,) = session.go_on_elsewhere()
+        assert state.sequences == ((0, 0, 0), (0, grown, 0))
     packet = session.send(
         tcp(session.server, session.seen, "PA", b"150 here\r\n", len(text), 6), Reason.REPLY
     )
@@ -231,6 +248,44 @@ def test_masqueraded_clients(family: int) -> None:
     assert 61000 <= port <= 61009
     packet = session.send(tcp(there, (source, port), "SA"), Reason.REPLY)
     assert wire.read(packet)[1:] == (*here, *client)
+
+
+def test_another_dataplane_follows_data_connections() -> None:
+    session = Session(4)
+    (state,) = session.go_on_elsewhere()
+    assert state.sequences is None
+    session.command(b"PASV\r\n")
+    session.reply(b"227 ok (10,1,0,1,19,137)\r\n")
+    session.send(tcp((CLIENT[4], DATA), (VIRTUAL[4], 5001), "S"), Reason.NEW)
+    session.now += 3600 * SECOND
+    session.dp.sweep()
+    session.dp.sweep()
+    assert session.dp.stats().connections == 0
+
+
+def test_what_is_shifted_is_brought_up_to_date() -> None:
+    session = Session(4)
+    session.command(b"PASV\r\n")
+    session.reply(b"227 ok (10,1,0,1,19,137)\r\n")
+    (state,) = session.dp.export_connections()
+    shifts = (svcdp.status.SequenceShift(7, -3, 2), svcdp.status.SequenceShift(2**32 - 1, 5, -5))
+    assert session.dp.import_connection(replace(state, sequences=shifts)) == "updated"
+    assert [each.sequences for each in session.dp.export_connections()] == [shifts]
+    assert session.dp.import_connection(replace(state, sequences=None)) == "updated"
+    assert [each.sequences for each in session.dp.export_connections()] == [shifts]
+
+
+def test_shifted_text_where_nobody_helps_is_refused() -> None:
+    """Without the helper all that follows would be out of place."""
+    session = Session(4)
+    session.command(b"PASV\r\n")
+    session.reply(b"227 ok (10,1,0,1,19,137)\r\n")
+    states = list(session.dp.export_connections())
+    plain = Session(4, helper="")
+    assert plain.dp.import_connection(replace(states[0], client_port=5)) == "refused"
+    for wrong in ((), ((0, 0, 0), (0, 0)), ((-1, 0, 0), (0, 0, 0)), ((0, 0, 0), (0, 2**31, 0))):
+        with pytest.raises(svcdp.ConfigError):
+            session.dp.import_connection(replace(states[0], sequences=wrong))
 
 
 def test_a_quiesced_server_keeps_its_sessions() -> None:

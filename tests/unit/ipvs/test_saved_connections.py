@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from svcdp import ConfigError, PlatformError, Reason, SourceRule, Verdict
 from svcdp.errors import StateError
 from svcdp.ipvs.saved import DIGEST_SIZE, HEADER, VERSION, load, restore, save
-from svcdp.status import TEMPLATE, ConnectionState
+from svcdp.status import IN_SEQ, OUT_SEQ, TEMPLATE, ConnectionState, SequenceShift
 
 REAL = ("10.1.0.7", 8080)
 REAL6 = ("fd01::7", 8080)
@@ -116,6 +116,13 @@ def test_clients_stay_bound(file: Path) -> None:
     for client in reversed(bound):
         new.send(client=client, port=50000)
     assert {c.client: c.destination for c in new.connections()} == bound
+
+
+def test_shifted_sequence_numbers_stay(file: Path) -> None:
+    shifts = (SequenceShift(2**32 - 1, 5, -5), SequenceShift(0, -(2**31), 2**31 - 1))
+    states = [WEB, replace(WEB, sequences=shifts), WEB]
+    save(file, states)
+    assert [*load(file)] == states
 
 
 def test_the_time_in_between_has_passed(file: Path) -> None:
@@ -227,7 +234,7 @@ def test_a_file_of_a_later_version_says_so(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[8:12] = (VERSION + 1).to_bytes(4, "big")
     file.write_bytes(data)
-    with pytest.raises(StateError, match="format 2 of saved connections; this svcdp has 1"):
+    with pytest.raises(StateError, match="format 3 of saved connections; this svcdp has 2"):
         load(file)
 
 
@@ -296,7 +303,10 @@ def test_random_records_never_hurt(file: Path) -> None:
     establish(old, 40001, family=6)
     old.send(port=40002, to=(VIRTUAL[4], 53), protocol="udp")
     old.send(to=(VIRTUAL[4], 81))
-    count = save(file, old.dp.export_connections())
+    # And one that a helper has shifted, where nobody helps.
+    shifts = (SequenceShift(1, 2, 3), SequenceShift(4, 5, 6))
+    states = [*old.dp.export_connections(), replace(WEB, fwmark=0, sequences=shifts)]
+    count = save(file, states)
     records = file.read_bytes()[HEADER.size + DIGEST_SIZE :]
     outcomes: Counter[str] = Counter()
     for _ in range(500):
@@ -316,6 +326,8 @@ def test_random_records_never_hurt(file: Path) -> None:
 
 U16 = st.integers(0, 0xFFFF)
 U32 = st.integers(0, 0xFFFFFFFF)
+I32 = st.integers(-(1 << 31), (1 << 31) - 1)
+SHIFT = st.builds(SequenceShift, U32, I32, I32)
 SECONDS = st.integers(0, 1 << 40).map(lambda ms: ms / 1000)
 
 
@@ -335,9 +347,10 @@ def connections(version: int) -> st.SearchStrategy[ConnectionState]:
         state=st.sampled_from(["ESTABLISHED", "SYN_RECV", "NONE"]),
         timeout=SECONDS,
         expires_in=SECONDS,
-        flags=U32.map(lambda flags: flags & ~TEMPLATE),
+        flags=U32.map(lambda flags: flags & ~(TEMPLATE | IN_SEQ | OUT_SEQ)),
         fwmark=U32,
         packets=U32,
+        sequences=st.none() | st.tuples(SHIFT, SHIFT),
     )
 
 

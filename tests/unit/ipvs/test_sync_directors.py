@@ -300,6 +300,32 @@ def test_a_masqueraded_connection_goes_on() -> None:
     assert answer.next_hop == CLIENT[4]
 
 
+def test_an_ftp_session_goes_on() -> None:
+    """What the server says has become longer."""
+    server, here = ("10.1.0.7", 21), (VIRTUAL[4], 21)
+    active, standby = Director(1), Director(2)
+    for director in (active, standby):
+        director.serve(server, port=21, helper="ftp")
+    for flags, text in (("S", b""), ("A", b""), ("A", b"PASV\r\n"), ("A", b"")):
+        active.dp.process(wire.packet("tcp", CLIENT[4], 40000, *here, flags, payload=text))
+        if text:
+            answer = wire.packet(
+                "tcp", *server, CLIENT[4], 40000, "A", payload=b"227 ok (10,1,0,7,9,9)\r\n"
+            )
+            active.dp.process(bytearray(64) + answer, headroom=64)
+    entry = next(entry for entry in active.after(2) if entry.virtual_port == 21)
+    assert entry.flags & 0x600 == 0x200  # out_seq alone, uapi/linux/ip_vs.h
+    standby.hear([entry])
+    assert standby.outcomes() == {"created": 1}
+    one, other = (
+        next(s.sequences for s in d.dp.export_connections() if s.virtual_port == 21)
+        for d in (active, standby)
+    )
+    assert one == other
+    assert one is not None
+    assert one[1].delta == len("10,96,0,10") - len("10,1,0,7")
+
+
 def test_clients_stay_bound() -> None:
     reals = [(f"10.1.0.{i}", 8080) for i in range(1, 9)]
     active, standby = Director(1), Director(2)
