@@ -13,12 +13,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import wire
 
 import svcdp
+from svcdp.cli.decap import RUN_DIR
 from svcdp.io.decap import Decapsulator
 from svcdp.io.tun import Tun
 from svcdp.lab import Lab, Namespace, wait_until
@@ -218,6 +220,8 @@ def arp(host: Namespace) -> str:
 def test_the_last_one_lets_the_host_speak_again(hosts: dict[str, Namespace], start: Start) -> None:
     server = hosts["server"]
     server.sysctl("net.ipv4.conf.all.arp_announce", 1)
+    inode = server.call(lambda: os.stat("/proc/thread-self/ns/net").st_ino)
+    file = Path(RUN_DIR) / f"arp-{inode}.json"
     before = arp(server)
     with ExitStack() as first:
         first.enter_context(start("--vip", VIRTUAL[4]))
@@ -226,6 +230,7 @@ def test_the_last_one_lets_the_host_speak_again(hosts: dict[str, Namespace], sta
             first.close()
             assert arp(server) == quiet == "1\n2\n"
     assert arp(server) == before
+    assert not file.exists()
     with start("--vip", VIRTUAL[4]) as process:
         process.kill()
         process.wait(TIMEOUT)
@@ -233,6 +238,7 @@ def test_the_last_one_lets_the_host_speak_again(hosts: dict[str, Namespace], sta
     with start("--vip", VIRTUAL[4]):
         server.sysctl("net.ipv4.conf.all.arp_ignore", 8)  # by somebody else
     assert arp(server) == "8\n1\n"
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM, errno.EIO])

@@ -31,42 +31,48 @@ def quiet_arp(run_dir: str) -> Iterator[None]:
     what somebody else has set since then stays. A file in the folder, which names the namespace
     by its inode, has the values of then, and its lock those who are inside. PlatformError.
     """
-    folder = Path(run_dir)
-    path = folder / f"arp-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            stack.callback(os.close, fd)
-            _enter(fd)
-        except OSError as error:
-            where = error.filename or path
-            raise PlatformError(error.errno, f"{where}: {error.strerror}") from None
-        stack.callback(_leave, fd)
+    path = Path(run_dir) / f"arp-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = _enter(path)
+    except OSError as error:
+        raise PlatformError(error.errno, f"{error.filename or path}: {error.strerror}") from None
+    try:
         yield
+    finally:
+        try:
+            _leave(path, fd)
+        finally:
+            os.close(fd)
 
 
-def _enter(fd: int) -> None:
+def _enter(path: Path) -> int:
+    """The file, open and locked."""
     while True:
-        if _is_alone(fd):
-            changes = _wanted(_saved(fd))
-            _save(fd, changes)
-            for name, (_, value) in changes.items():
-                (CONF / name).write_text(value)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            if _is_alone(fd) and os.fstat(fd).st_nlink:
+                changes = _wanted(_saved(fd))
+                _save(fd, changes)
+                for name, (_, value) in changes.items():
+                    (CONF / name).write_text(value)
             fcntl.flock(fd, fcntl.LOCK_SH)
-            return
-        fcntl.flock(fd, fcntl.LOCK_SH)
-        if os.fstat(fd).st_size:
-            return
-        # The last one left in the moment between the two locks.
+            status = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if status.st_nlink and status.st_size:
+            return fd
+        # The last one left in the moment before the lock.
+        os.close(fd)
 
 
-def _leave(fd: int) -> None:
+def _leave(path: Path, fd: int) -> None:
     if _is_alone(fd):
         for name, (original, value) in _saved(fd).items():
             if _value(name) == value:
                 (CONF / name).write_text(original)
-        os.ftruncate(fd, 0)
+        path.unlink()
 
 
 def _is_alone(fd: int) -> bool:
