@@ -182,7 +182,7 @@ class Dataplane(Core):
         ConfigError names the spec that is wrong, ConflictError the key that two specs have.
         """
         wanted = self._by_key(specs)
-        self._change(wanted, [key for key in self._installed if key not in wanted])
+        self._change(wanted, [key for key in list(self._installed) if key not in wanted])
 
     def update(self, specs: Iterable[ServiceSpec], removed: Iterable[Key] = ()) -> None:
         """Have these services as they are here, and not those whose keys are ``removed`` (which
