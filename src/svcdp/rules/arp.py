@@ -6,21 +6,17 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from svcdp.errors import PlatformError
+from svcdp.rules.sysctl import Changes, namespace_file, original, undo, write
 
 __all__ = ["quiet_arp"]
 
-CONF = Path("/proc/sys/net/ipv4/conf/all")
-
 #: Values with which nobody asks this host, in ARP, for a virtual address that is on another of its
 #: devices: the director answers (Documentation/networking/ip-sysctl.rst).
-LEAST = {"arp_ignore": 1, "arp_announce": 2}
-
-#: Sysctl -> (original value, new value).
-Changes = Mapping[str, tuple[str, str]]
+LEAST = {"all/arp_ignore": 1, "all/arp_announce": 2}
 
 
 @contextlib.contextmanager
@@ -31,10 +27,12 @@ def quiet_arp(run_dir: str) -> Iterator[None]:
     what somebody else has set since then stays. A file in the folder, which names the namespace
     by its inode, has the values of then, and its lock those who are inside. PlatformError.
     """
-    path = Path(run_dir) / f"arp-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
+    path = namespace_file(Path(run_dir), "arp")
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         fd = _enter(path)
+    except PlatformError:
+        raise
     except OSError as error:
         raise PlatformError(error.errno, f"{error.filename or path}: {error.strerror}") from None
     try:
@@ -54,8 +52,8 @@ def _enter(path: Path) -> int:
             if _is_alone(fd) and os.fstat(fd).st_nlink:
                 changes = _wanted(_saved(fd))
                 _save(fd, changes)
-                for name, (_, value) in changes.items():
-                    (CONF / name).write_text(value)
+                for name, (_, ours) in changes.items():
+                    write(name, ours)
             fcntl.flock(fd, fcntl.LOCK_SH)
             status = os.fstat(fd)
         except BaseException:
@@ -69,9 +67,7 @@ def _enter(path: Path) -> int:
 
 def _leave(path: Path, fd: int) -> None:
     if _is_alone(fd):
-        for name, (original, value) in _saved(fd).items():
-            if _value(name) == value:
-                (CONF / name).write_text(original)
+        undo(_saved(fd))
         path.unlink()
 
 
@@ -87,15 +83,12 @@ def _is_alone(fd: int) -> bool:
 
 def _wanted(saved: Changes) -> Changes:
     """What must be set, and what was there before anybody of us set it."""
-    changes = {}
-    for name, least in LEAST.items():
-        current = _value(name)
-        original, ours = saved.get(name, (current, ""))
-        if current != ours:
-            original = current
-        if int(original) < least:
-            changes[name] = (original, str(least))
-    return changes
+    before = {name: original(name, saved) for name in LEAST}
+    return {
+        name: (before[name], str(least))
+        for name, least in LEAST.items()
+        if int(before[name]) < least
+    }
 
 
 def _saved(fd: int) -> Changes:
@@ -109,7 +102,3 @@ def _saved(fd: int) -> Changes:
 def _save(fd: int, changes: Changes) -> None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, json.dumps(changes).encode(), 0)
-
-
-def _value(name: str) -> str:
-    return (CONF / name).read_text().strip()

@@ -1,4 +1,4 @@
-"""The two sysctls that svcdp changes, and how they are what they were afterwards.
+"""The two sysctls that svcdp changes on a node, and how they are what they were afterwards.
 
 A rewritten packet may carry one of the node's own addresses as its source (masquerading, and
 the replies of node ports), or a service address that is routed elsewhere. Linux drops both on
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from svcdp.errors import PlatformError
 
-__all__ = ["Guard", "Sysctls"]
+__all__ = ["Changes", "Guard", "Sysctls", "namespace_file", "original", "undo", "value", "write"]
 
 CONF = Path("/proc/sys/net/ipv4/conf")
 STRICT, LOOSE = "1", "2"
@@ -64,7 +64,7 @@ class Sysctls:
 
     @property
     def _file(self) -> Path:
-        return self._folder / f"sysctls-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
+        return namespace_file(self._folder, "sysctls")
 
     def changes(self) -> Changes:
         """What :meth:`apply` sets."""
@@ -78,7 +78,7 @@ class Sysctls:
     def guard(self) -> Guard:
         """What the rules have to drop once that is set."""
         martians = self._original(ACCEPT_LOCAL) == "0"
-        trusted = tuple(n for n in _interfaces() if _value(f"{n}/accept_local") == "1")
+        trusted = tuple(n for n in _interfaces() if value(f"{n}/accept_local") == "1")
         strict_default = self._strict_default()
         listed = self._interfaces(strict=not strict_default)
         return Guard(
@@ -94,9 +94,9 @@ class Sysctls:
         saved = self._saved()
         changes = self.changes()
         self._save({**saved, **changes})
-        for name, (_, value) in changes.items():
-            _write(name, value)
-        self._undo({name: saved[name] for name in saved.keys() - changes.keys()})
+        for name, (_, new) in changes.items():
+            write(name, new)
+        undo({name: saved[name] for name in saved.keys() - changes.keys()})
         self._save(changes)
 
     def restore(self) -> None:
@@ -104,22 +104,19 @@ class Sysctls:
 
         What somebody else has set since then stays.
         """
-        self._undo(self._saved())
+        undo(self._saved())
         self._file.unlink(missing_ok=True)
 
     def show(self) -> str:
         """What is set because of us, a line each."""
         saved = self._saved().items()
         return "".join(
-            f"net.ipv4.conf.{name.replace('/', '.')} = {_value(name)}, was {original}\n"
-            for name, (original, _) in saved
+            f"net.ipv4.conf.{name.replace('/', '.')} = {value(name)}, was {before}\n"
+            for name, (before, _) in saved
         )
 
     def _original(self, name: str) -> str:
-        """The value without us."""
-        current = _value(name)
-        original, ours = self._saved().get(name, (current, ""))
-        return original if current == ours else current
+        return original(name, self._saved())
 
     def _interfaces(self, *, strict: bool) -> tuple[str, ...]:
         """Those with a strict rp_filter, without us, or those without."""
@@ -129,11 +126,6 @@ class Sysctls:
     def _strict_default(self) -> bool:
         """Whether interfaces to come are strict."""
         return _is_strict(self._original(RP_FILTER), "default")
-
-    def _undo(self, changes: Changes) -> None:
-        for name, (original, value) in changes.items():
-            if _value(name) == value:
-                _write(name, original)
 
     def _saved(self) -> Changes:
         try:
@@ -170,19 +162,40 @@ def _interfaces() -> list[str]:
 
 
 def _is_strict(everywhere: str, interface: str) -> bool:
-    return max(everywhere, _value(f"{interface}/rp_filter")) == STRICT
+    return max(everywhere, value(f"{interface}/rp_filter")) == STRICT
 
 
-def _value(name: str) -> str:
+def namespace_file(folder: Path, kind: str) -> Path:
+    """Where a folder has what is kept of this network namespace."""
+    return folder / f"{kind}-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
+
+
+def original(name: str, saved: Changes) -> str:
+    """The value without us, who have set what is saved."""
+    current = value(name)
+    before, ours = saved.get(name, (current, ""))
+    return before if current == ours else current
+
+
+def undo(changes: Changes) -> None:
+    """Put original values back, except where somebody else has set another since."""
+    for name, (before, ours) in changes.items():
+        if value(name) == ours:
+            write(name, before)
+
+
+def value(name: str) -> str:
+    """That of a path below ``conf``."""
     try:
         return (CONF / name).read_text().strip()
     except FileNotFoundError:  # the interface has just gone
         return "0"
 
 
-def _write(name: str, value: str) -> None:
+def write(name: str, text: str) -> None:
+    """Set a path below ``conf``. PlatformError."""
     try:
-        (CONF / name).write_text(value)
+        (CONF / name).write_text(text)
     except OSError as error:
         raise PlatformError(
             error.errno, f"cannot set net.ipv4.conf.{name.replace('/', '.')}: {error.strerror}"

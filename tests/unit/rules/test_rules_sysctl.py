@@ -93,7 +93,7 @@ def test_what_is_needed_no_more_is_undone(host: Host) -> None:
 
 
 def test_a_crash_between_saving_and_setting(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svcdp.rules.sysctl._write", lambda name, value: None)
+    monkeypatch.setattr("svcdp.rules.sysctl.write", lambda name, value: None)
     Sysctls(host.run_dir).apply()
     monkeypatch.undo()
     monkeypatch.setattr("svcdp.rules.sysctl.CONF", host.conf)
