@@ -167,8 +167,7 @@ def read_annotations(
 
 def annotation_problem(service: Service, name: str, message: str) -> ManifestError:
     """What is wrong with an annotation of a Service; ``name`` is without our prefix."""
-    path = f"$.metadata.annotations['{_PREFIX}{name}']"
-    return ManifestError(message, field=path, object=str(service.key))
+    return service.problem(f"metadata.annotations['{_PREFIX}{name}']", message)
 
 
 # Readers of values. Each raises ManifestError.

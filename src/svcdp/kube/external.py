@@ -39,13 +39,7 @@ def external_addresses(
             try:
                 found.append(parse(text))
             except ManifestError as error:
-                problems.append(
-                    ManifestError(
-                        f"{error.message}; it is left out",
-                        field=f"$.{field}",
-                        object=str(service.key),
-                    )
-                )
+                problems.append(service.problem(field, f"{error.message}; it is left out"))
         return found
 
     spec = service.spec

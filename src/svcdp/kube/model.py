@@ -142,11 +142,6 @@ class ServiceSpec(_Record, frozen=True):
     internal_traffic_policy: Literal["Cluster", "Local", ""] | None = None
     load_balancer_source_ranges: tuple[str, ...] | None = None
 
-    @property
-    def local_inside(self) -> bool:
-        """Whether traffic to cluster IPs must stay on its node."""
-        return self.internal_traffic_policy == "Local"
-
 
 class Service(_Record, frozen=True):
     """A ``v1`` Service."""
@@ -164,6 +159,10 @@ class Service(_Record, frozen=True):
     def ref(self) -> ServiceRef:
         """What identifies it among Services."""
         return ServiceRef(self.metadata.namespace or "default", self.metadata.name)
+
+    def problem(self, field: str, message: str) -> ManifestError:
+        """What is wrong with it; ``field`` is a path such as ``spec.clusterIP``."""
+        return ManifestError(message, field=f"$.{field}", object=str(self.key))
 
 
 class EndpointConditions(_Record, frozen=True):
@@ -253,9 +252,7 @@ def parse_address(text: str) -> str:
 @lru_cache(maxsize=1 << 16)
 def _parse_unusual(text: str) -> str:
     """Everything but plain IPv4, for which :mod:`ipaddress` is slow."""
-    digits = text.split(".")
-    if len(digits) == 4 and all(part.isascii() and part.isdigit() for part in digits):
-        text = ".".join(part.lstrip("0") or "0" for part in digits)
+    text = _without_zeros(text)
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -276,15 +273,21 @@ def parse_cidr(text: str) -> str:
     ParseCIDR as Kubernetes uses it.
     """
     address, _, length = text.strip().partition("/")
-    digits = address.split(".")
-    if len(digits) == 4 and all(part.isascii() and part.isdigit() for part in digits):
-        address = ".".join(part.lstrip("0") or "0" for part in digits)
     try:
         if not (length.isascii() and length.isdigit()):
             raise ValueError
-        return str(ipaddress.ip_network((address, int(length)), strict=False))
+        network = (_without_zeros(address), int(length))
+        return str(ipaddress.ip_network(network, strict=False))
     except ValueError:
         raise ManifestError(f"{text!r} is not a CIDR such as 192.0.2.0/24") from None
+
+
+def _without_zeros(address: str) -> str:
+    """An IPv4 address without leading zeros, which :mod:`ipaddress` refuses; others as they are."""
+    digits = address.split(".")
+    if len(digits) == 4 and all(part.isascii() and part.isdigit() for part in digits):
+        return ".".join(part.lstrip("0") or "0" for part in digits)
+    return address
 
 
 def family_of(address: str) -> IPFamily:

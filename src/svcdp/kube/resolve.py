@@ -102,12 +102,12 @@ def resolve_service(
     if service.metadata.hidden or spec.type == "ExternalName" or spec.cluster_ip == "None":
         return Resolved()
     if not spec.cluster_ip:
-        return Resolved(problems=[_problem(service, "clusterIP", "missing; nothing is served")])
+        return Resolved(problems=[service.problem("spec.clusterIP", "missing; nothing is served")])
     annotations, problems = read_annotations(service, node)
     cluster_ips = _cluster_ips(service)
     if len(cluster_ips) < len(spec.cluster_ips or ()):
         served = ", ".join(cluster_ips.values()) or "none"
-        problems.append(_problem(service, "ipFamilies", f"of clusterIPs, it admits {served}"))
+        problems.append(service.problem("spec.ipFamilies", f"of clusterIPs, it admits {served}"))
     groups = endpoints_by_port(slices, node.name)
     resolved = Resolved(problems=problems)
     external, bad = external_addresses(service, node)
@@ -129,7 +129,9 @@ def resolve_service(
                 name=f"{service.ref}:{key.name}" if key.name else str(service.ref),
                 **annotations.fields(key, sticky=_persistence(service) is not None),
             )
-            inner = _inner(plain, sets, annotations) if spec.local_inside else plain
+            inner = plain
+            if spec.internal_traffic_policy == "Local":
+                inner = _inner(plain, sets, annotations)
             wanted, problem = forwarded(inner, annotations, node)
             if problem:
                 message = f"{key.name or port.port}: {problem}; 'masq' stays in force"
@@ -212,7 +214,3 @@ def _group(service: Service, port: PortKey) -> str:
     if service.spec.session_affinity != "ClientIP":
         return ""
     return f"{service.ref}:{port.name}/{port.protocol.lower()}"
-
-
-def _problem(service: Service, name: str, message: str) -> ManifestError:
-    return ManifestError(message, field=f"$.spec.{name}", object=str(service.key))
