@@ -33,7 +33,7 @@ from svcdp.ipvs.states import (
     state_name,
     state_number,
 )
-from svcdp.status import IN_SEQ, OUT_SEQ, ConnectionState, SequenceShift
+from svcdp.status import SHIFTED, ConnectionState, SequenceShift
 
 __all__ = ["VERSION", "SavedConnections", "load", "restore", "save"]
 
@@ -45,7 +45,6 @@ HEADER = struct.Struct("!8sIQQQ")
 DIGEST_SIZE = hashlib.sha256().digest_size
 RECORD = struct.Struct("!BBBBIIIQQHHHH")
 SEQUENCES = struct.Struct("!IiiIii")
-SHIFTED = IN_SEQ | OUT_SEQ  # flags
 
 ADDRESS_SIZES = {4: 4, 6: 16}
 

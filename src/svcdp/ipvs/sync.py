@@ -26,7 +26,7 @@ from typing import Literal
 
 from svcdp.errors import ConfigError, StateError
 from svcdp.ipvs.addresses import from_wire, to_wire
-from svcdp.status import IN_SEQ, OUT_SEQ
+from svcdp.status import SHIFTED
 
 __all__ = [
     "LENGTH_MAX",
@@ -59,7 +59,6 @@ SEQUENCES = struct.Struct("!6I")
 
 IPV6 = 1
 LENGTH_BITS = 0x0FFF
-HAS_SEQUENCES = IN_SEQ | OUT_SEQ  # flags
 FLAGS_V0 = 0xFFFF
 
 OPTION_SEQUENCES = 1
@@ -243,7 +242,7 @@ def _decode_v0(data: bytes, syncid: int, count: int) -> SyncMessage:
         _, protocol, *ports, addresses, flags, state = ENTRY_V0.unpack_from(data, position)
         position += ENTRY_V0.size
         sequences = None
-        if flags & HAS_SEQUENCES:
+        if flags & SHIFTED:
             if position + SEQUENCES.size > len(data):
                 break
             sequences = _sequences(data[position : position + SEQUENCES.size])
