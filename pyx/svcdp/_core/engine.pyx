@@ -238,6 +238,14 @@ cdef class Result:
             f" destination={self.destination!r}>")
 
 
+cdef DestConfig *config_new() except NULL:
+    """That of a destination by NAT that asks for nothing else: PLAIN."""
+    cdef DestConfig *config = <DestConfig *>calloc(1, sizeof(DestConfig))
+    if config is NULL:
+        raise MemoryError("cannot allocate destinations")
+    return config
+
+
 @cython.no_gc_clear
 cdef class Core:
     """The packet core. Use it through `svcdp.Dataplane`, which checks what it is given.
@@ -278,14 +286,9 @@ cdef class Core:
             (<size_t>self.engine.helpers.limit + 1) * sizeof(Helper))
         # Of connections that have no destination.
         self.reserve_destination(0)
-        dest_of(&self.engine.destinations, 0).config = <DestConfig *>calloc(
-            1, sizeof(DestConfig))
-        if dest_of(&self.engine.destinations, 0).config is NULL:
-            raise MemoryError("cannot allocate the core")
+        dest_of(&self.engine.destinations, 0).config = config_new()
         dest_of(&self.engine.destinations, 0).config.method = METHOD_BYPASS
-        self.plain = <DestConfig *>calloc(1, sizeof(DestConfig))
-        if self.plain is NULL:
-            raise MemoryError("cannot allocate the core")
+        self.plain = config_new()
 
     def __dealloc__(self):
         cdef uint32_t i, j
@@ -695,9 +698,7 @@ cdef class Core:
                     if wanted == PLAIN:
                         made.append((id, <uintptr_t>self.plain, wanted))
                         continue
-                    config = <DestConfig *>calloc(1, sizeof(DestConfig))
-                    if config is NULL:
-                        raise MemoryError("cannot allocate destinations")
+                    config = config_new()
                     made.append((id, <uintptr_t>config, wanted))
                     method, tunnel_type, checksum, port, source, mtu, mark = wanted
                     config.method = method
@@ -969,15 +970,9 @@ cdef class Core:
         cdef uint32_t direction
         memset(&view, 0, sizeof(view))
         memset(shifts, 0, sizeof(shifts))
-        view.words = <uint8_t>words
-        view.protocol = conn.protocol
-        view.source = address_of(conn, CLIENT, words)
-        view.destination = address_of(conn, VIRTUAL, words)
-        view.source_port = conn.client_port
-        view.destination_port = conn.virtual_port
-        view.hash = hash_flow(
-            &self.engine.table.key, words, view.source, view.destination, view.source_port,
-            view.destination_port, view.protocol)
+        flow_view(
+            conn, FROM_CLIENT, words,
+            conn_hash(&self.engine.table, conn, words, FROM_CLIENT), &view)
         # The helper is that of the live one, which may have gone since.
         live = find(&self.engine.table, &view, &direction)
         if live is NULL:
