@@ -208,7 +208,7 @@ cdef class Ftp:
             return None
         kind = ftp_look(&p, &view, from_client, &self.control, &message)
         named = ntohs(message.port)
-        if message.port and address:
+        if kind != FTP_NOTHING and message.port and address:
             outcome = ftp_rewrite(
                 &p, &view, &self.control.seq[direction], &message,
                 <const uint8_t *>PyBytes_AS_STRING(address), htons(port))
