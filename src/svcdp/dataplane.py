@@ -153,8 +153,9 @@ class Dataplane(Core):
         """Treat packets in another way from now on. ConfigError."""
         check_settings(settings)
         with self._lock:
-            self.set_settings(settings)
+            # Nothing comes between the two: a signal handler may raise when the call returns.
             self._settings = settings
+            self.set_settings(settings)
 
     @property
     def timeouts(self) -> dict[str, float]:
@@ -250,8 +251,8 @@ class Dataplane(Core):
                 )
         self._check_overlaps(services)
         self._collect_drained()
+        self.forget()  # what a change left that failed
         returning = {(s.key, (m.address, m.port)): h for s, m, h in self._drained.values()}
-        fresh: list[Handle] = []
         restored: list[int] = []
         try:
             kept = {key: staged for key, staged in services.items() if staged is not None}
@@ -259,7 +260,7 @@ class Dataplane(Core):
                 self, (staged._spec for staged in kept.values())
             )
             installed = {
-                key: self._build(key, staged, made[key], number, returning, fresh, restored)
+                key: self._build(key, staged, made[key], number, returning, restored)
                 for (key, staged), number in zip(kept.items(), timeouts, strict=True)
             }
             outgoing = {
@@ -273,6 +274,7 @@ class Dataplane(Core):
                 or (member.address, member.port) not in installed[key].handles
             ]
             removed = [base.record for key, base in outgoing.items() if key not in installed]
+            former = self._formers(outgoing, installed)
             self.commit(
                 [
                     (state.record, self._edits(state, services[key], bases[key]))
@@ -281,41 +283,45 @@ class Dataplane(Core):
                 removed,
                 [handle.id for *_, handle in gone],
                 restored,
+                # Here, not after it: a signal handler may raise as soon as the call returns.
+                [
+                    (self._installed, outgoing, installed),
+                    (self._drained, restored, {entry[2].id: entry for entry in gone}),
+                    (self._former, (), former),
+                    (self._affinities, self._unused_groups(outgoing, installed), {}),
+                ],
             )
-        except BaseException as error:
-            self.forget([handle.id for handle in fresh])
-            if isinstance(error, MemoryError | OverflowError):
-                raise CapacityError(str(error)) from error
-            raise
-        for key in outgoing:
-            del self._installed[key]
-        self._installed.update(installed)
-        for id in restored:
-            del self._drained[id]
-        for entry in gone:
-            self._drained[entry[2].id] = entry
-        for key, base in outgoing.items():
-            if key in installed:
-                self._note_former(base, installed[key])
-        if any(
-            base.record.affinity
-            and (key not in installed or installed[key].record.affinity != base.record.affinity)
-            for key, base in outgoing.items()
-        ):
-            self._collect_affinities()
+        except (MemoryError, OverflowError) as error:
+            raise CapacityError(str(error)) from error
+        if former:
+            self._collect_former()
 
-    def _note_former(self, before: Installed, after: Installed) -> None:
-        """Known connections go on as they began, so their packets must come as before."""
-        same_ports = _ports_captured(before.spec) == _ports_captured(after.spec)
-        members = {(m.address, m.port): m for m in after.spec.destinations}
-        for member in before.spec.destinations:
-            now = members.get((member.address, member.port))
-            if now is None or (same_ports and now is member):
+    def _formers(
+        self, outgoing: dict[Key, Installed], installed: dict[Key, Installed]
+    ) -> dict[tuple[int, Captures], Handle]:
+        """What is captured now of destinations that are edited, where that changes: known
+        connections go on as they began, so their packets must come as before.
+        """
+        formers = {}
+        for key, base in outgoing.items():
+            if key not in installed:
                 continue
-            former = _captures([(before.spec, member)])
-            handle = before.handles[member.address, member.port]
-            if former != _captures([(after.spec, now)]) and (handle.active or handle.inactive):
-                self._former[handle.id, former] = handle
+            before, after = base.spec, installed[key].spec
+            same_ports = _ports_captured(before) == _ports_captured(after)
+            members = {(m.address, m.port): m for m in after.destinations}
+            for member in before.destinations:
+                now = members.get((member.address, member.port))
+                if now is None or (same_ports and now is member):
+                    continue
+                former = _captures([(before, member)])
+                if former != _captures([(after, now)]):
+                    handle = base.handles[member.address, member.port]
+                    formers[handle.id, former] = handle
+        return formers
+
+    def _collect_former(self) -> None:
+        """Forget what was captured for destinations whose connections are gone."""
+        self._former = {k: h for k, h in self._former.items() if h.active or h.inactive}
 
     def _check_overlaps(self, services: dict[Key, VirtualService | None]) -> None:
         """ConflictError when a port would belong to two ranges of one address. Every port (0) is
@@ -360,7 +366,6 @@ class Dataplane(Core):
         scheduler: Scheduler | None,
         timeouts: int,
         returning: dict[tuple[Key, Endpoint], Handle],
-        fresh: list[Handle],
         restored: list[int],
     ) -> Installed:
         """What a staged service will be, with destinations found again or made."""
@@ -375,7 +380,6 @@ class Dataplane(Core):
                     restored.append(handle.id)
                 else:
                     handle = self.new_destination(parse_address(endpoint[0]).packed, endpoint[1])
-                    fresh.append(handle)
             handles[endpoint] = handle
         record = compile_service(spec, handles, scheduler, self._affinity(spec), timeouts)
         return Installed(spec, handles, scheduler, record)
@@ -404,10 +408,19 @@ class Dataplane(Core):
             self._affinities[group] = self._affinity_last
         return self._affinities[group]
 
-    def _collect_affinities(self) -> None:
-        """Forget the groups that no service has any more."""
-        used = {_persistence_group(state.spec) for state in self._installed.values()}
-        self._affinities = {g: n for g, n in self._affinities.items() if g in used}
+    def _unused_groups(
+        self, outgoing: dict[Key, Installed], installed: dict[Key, Installed]
+    ) -> set[str]:
+        """The groups that no service will have any more."""
+        if all(
+            not base.record.affinity
+            or (key in installed and installed[key].record.affinity == base.record.affinity)
+            for key, base in outgoing.items()
+        ):
+            return set()
+        staying = {**self._installed, **dict.fromkeys(outgoing), **installed}
+        used = {_persistence_group(state.spec) for state in staying.values() if state is not None}
+        return self._affinities.keys() - used
 
     def _collect_drained(self) -> None:
         """Forget removed destinations that the core has let go of."""
@@ -522,15 +535,17 @@ class Dataplane(Core):
         """
         with self._lock:
             specs = [state.spec for state in self._installed.values()]
-        return captures_of(specs) | self.draining()
+            draining = self.draining()
+        return captures_of(specs) | draining
 
     def draining(self) -> Captures:
         """The part of `captures()` that is there for the sake of old connections only, or of
         services that share it. Cost follows the number of removed destinations.
         """
         with self._lock:
-            self._collect_drained()
-            self._former = {k: h for k, h in self._former.items() if h.active or h.inactive}
+            if not self._committing:  # else a scheduler's finalizer asks, in the middle of it
+                self._collect_drained()
+                self._collect_former()
             drained = _captures((spec, member) for spec, member, _ in self._drained.values())
             return reduce(or_, (former for _, former in self._former), drained)
 

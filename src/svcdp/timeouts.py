@@ -106,6 +106,6 @@ class TimeoutClasses:
                 raise CapacityError(f"more than {CLASSES} sets of timeouts at a time")
         free = sorted(set(range(CLASSES)).difference(self._numbers.values()))
         for own, number in zip(new, free, strict=False):
-            self._numbers[own] = number
             core.set_timeouts(number, timeout_list({**self._timeouts, **dict(own)}))
+            self._numbers[own] = number
         return [self._numbers[own] for own in wanted]

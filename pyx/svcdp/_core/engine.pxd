@@ -27,6 +27,7 @@ cdef class Core:
     cdef Retired *retired          # freed when no packet can see them
     cdef dict choosers             # address of Service -> (chooser, candidates)
     cdef list free_ids             # of destinations
+    cdef list unnamed              # ids of new destinations that no service names yet
     cdef dict configs              # id of destination -> what its DestConfig was made of
     cdef DestConfig *plain         # of all destinations by NAT that ask for nothing else
     cdef set draining              # ids of removed destinations that connections still use

@@ -263,6 +263,7 @@ cdef class Core:
         self.free_ids = []
         self.configs = {}
         self.draining = set()
+        self.unnamed = []
         self.next_id = 1
         self.seed = seed
         self.clock = clock
@@ -592,7 +593,9 @@ cdef class Core:
         return 0
 
     def new_destination(self, bytes address, uint16_t port):
-        """A Destination of weight 0 that no service names yet. Give it back by `forget`."""
+        """A Destination of weight 0 that no service names yet. `forget` takes it back unless a
+        commit comes first.
+        """
         cdef Destination result = Destination.__new__(Destination)
         cdef uint32_t id = self.free_ids.pop() if self.free_ids else self.next_id
         cdef Dest *state
@@ -601,6 +604,7 @@ cdef class Core:
         self.reserve_destination(id)
         if id == self.next_id:
             self.next_id += 1
+        self.unnamed.append(id)
         state = dest_of(&self.engine.destinations, id)
         memset(&fresh, 0, sizeof(Dest))
         memcpy(fresh.address, PyBytes_AS_STRING(address), PyBytes_GET_SIZE(address))
@@ -622,9 +626,10 @@ cdef class Core:
         result.address = format_address(state.address, state.words)
         return result
 
-    def forget(self, list ids):
+    def forget(self):
         """Take back new destinations that no service came to name."""
-        self.free_ids += ids
+        self.free_ids += self.unnamed
+        self.unnamed.clear()
 
     def set_timeouts(self, uint8_t number, list timeouts):
         """Timeouts of a class, in ns by state. Connections take them up with their next packet."""
@@ -763,17 +768,22 @@ cdef class Core:
                         conn.flags |= CONN_WATCHED
                     spin_unlock(&conn.lock)
 
-    def commit(self, list services, list removed, list removed_ids, list restored_ids):
-        """Publish a change; packets see all of it or nothing.
+    def commit(
+        self, list services, list removed, list removed_ids, list restored_ids, list books
+    ):
+        """Publish a change; packets see all of its services or none.
 
         `services`: (record, edits) of services to add or replace; `removed`: records of services
         to drop; the ids of destinations that no service names any more, and of those that one
-        names again. MemoryError or OverflowError, and then nothing has changed.
+        names again. `books`: (dict, keys that leave it, what enters it) of the caller's, which
+        follow before a signal handler can raise. MemoryError or OverflowError, and then nothing
+        has changed.
         """
         cdef list added = []
         cdef list outgoing = []
         cdef list replaced = []
         cdef list configs = []
+        cdef dict book
         cdef void *config
         cdef Service *service
         cdef Service *before
@@ -816,6 +826,11 @@ cdef class Core:
         for id in restored_ids:
             dest_of(&self.engine.destinations, id).removed = False
         exchange_ptr(<void **>&self.engine.snapshot, snapshot)
+        self.unnamed.clear()
+        for book, leaving, entering in books:
+            for key in leaving:
+                book.pop(key, None)
+            book.update(entering)
         self.draining.difference_update(restored_ids)
         self.draining.update(removed_ids)
         epoch = add_ordered_u64(&self.engine.epoch, 1)

@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import wire
 from bench import CLIENT, VIRTUAL, Bench
 
 import svcdp
 from svcdp import (
+    CapacityError,
     ConfigError,
     ConflictError,
     Dataplane,
@@ -340,3 +342,53 @@ def test_a_commit_may_be_observed_by_what_it_frees() -> None:
     bench.serve(ONE, scheduler="rr")
     bench.serve(ONE, TWO, scheduler="rr")
     assert seen == [0, 1]
+
+
+class Interrupted(Dataplane):
+    """Somebody presses Ctrl-C while the core commits: CPython raises when that call returns."""
+
+    armed = False
+
+    def commit(self, *arguments: Any) -> None:
+        super().commit(*arguments)
+        if self.armed:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_commit_is_whole() -> None:
+    dp = Interrupted(4096, 1, clock=lambda: 0)
+    other = replace(SERVICE, address="10.96.0.11", persistence=300)
+    dp.apply([SERVICE, other])
+    drained = ("10.1.1.1", 8080)
+    new = ServiceSpec("10.96.0.12", 80, destinations=(DestinationSpec("10.7.7.7", 80),))
+    for port in (40000, 40001):
+        dp.process(wire.packet("tcp", CLIENT[4], port, VIRTUAL[4], 80))
+    smaller = replace(SERVICE, destinations=SERVICE.destinations[1:])
+    dp.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        dp.apply([smaller, new])
+    dp.armed = False
+    assert specs(dp) == [smaller, new]
+    assert ("tcp", *drained) in dp.draining().real
+    # No id was given away: the next destination is nobody else's.
+    dp.update([ServiceSpec("10.96.0.13", 80, destinations=(DestinationSpec("10.8.8.8", 80),))])
+    first = dp.process(wire.packet("tcp", CLIENT[4], 40000, "10.96.0.12", 80))
+    assert first.destination == ("10.7.7.7", 80)
+    dp.apply([SERVICE])
+    assert ("tcp", *drained) not in dp.draining().real
+
+
+def test_what_failed_costs_no_ids() -> None:
+    class Failing(Dataplane):
+        def commit(self, *arguments: Any) -> None:
+            raise MemoryError("none left")
+
+    working = Dataplane(4096, 1)
+    failing = Failing(4096, 1)
+    for _ in range(3):
+        with pytest.raises(CapacityError, match="none left"):
+            failing.apply([SERVICE])
+        working.apply([SERVICE])
+    for dp in (failing, working):
+        with pytest.raises(IndexError):
+            dp.traffic(3)
