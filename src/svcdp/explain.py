@@ -40,7 +40,8 @@ class Explanation:
     ``action`` is forward, pass, drop or reject. ``destinations`` are all that could be picked,
     ``picked`` the one of them that the flow would get, where that can be told: of a known
     connection, a persistent client, and schedulers that go by the load or by a hash (not round
-    robins, lblc, lblcr, those that draw, and those in Python).
+    robins, lblc, lblcr, those that draw, and those in Python). A flow has no Call-ID: of a
+    service with persistence by SIP's calls it is told where the first packet of a new call goes.
     """
 
     flow: Flow
@@ -186,6 +187,8 @@ def explain_new(
         reasons.append(f"nobody to serve: {nobody}; {rule.on_empty}")
         action = "drop" if rule.on_empty == "drop" else "reject"
         return Explanation(flow, action, spec, (), tuple(reasons))
+    if spec.persistence_engine:
+        reasons.append("a packet of a known call (Call-ID) goes where the call is")
     if member < 0:
         reasons.append(f"scheduler {spec.scheduler} picks among {len(candidates)}")
     hairpin = spec.masquerade_address is not None
@@ -205,9 +208,14 @@ def explain_new(
         picked = possible[endpoint]
         if member < 0:
             reasons.append(f"it picks {endpoint[0]} port {endpoint[1]} now")
-    if not hairpin and all(p.masquerade for p in ([picked] if picked else possible.values())):
-        reasons.append("masquerade is asked for, and the service has no address for it")
-        return Explanation(flow, "drop", spec, (), tuple(reasons))
+    dropped = [p for p in ([picked] if picked else possible.values()) if p.masquerade]
+    if dropped and not hairpin:
+        no_address = "masquerade is asked for, and the service has no address for it"
+        if picked or len(dropped) == len(possible):
+            reasons.append(no_address)
+            return Explanation(flow, "drop", spec, (), tuple(reasons))
+        names = ", ".join(f"{p.address} port {p.port}" for p in dropped)
+        reasons.append(f"dropped instead if the pick is {names}: {no_address}")
     if any(p.masquerade for p in possible.values()) and not rule.masquerade:
         reasons.append("a client that reaches itself is masqueraded (hairpin)")
     return Explanation(flow, "forward", spec, tuple(possible.values()), tuple(reasons), picked)

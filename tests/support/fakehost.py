@@ -61,6 +61,9 @@ class Host:
     def fails(self, tool: str, stderr: str) -> None:
         (self.bin / f"{tool}.fails").write_text(stderr)
 
+    def works(self, tool: str) -> None:
+        (self.bin / f"{tool}.fails").unlink()
+
     def log(self) -> list[str]:
         """What the tools were asked since the last time."""
         lines = self._log.read_text().splitlines() if self._log.exists() else []

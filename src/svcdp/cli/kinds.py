@@ -47,9 +47,10 @@ def _age(item: Item) -> str:
 
 def _ports(item: Item) -> str:
     return ",".join(
-        f"{port['port']}:{port['nodePort']}/{port['protocol']}"
-        if port["nodePort"]
-        else f"{port['port']}/{port['protocol']}"
+        f"{port['port']}"
+        + (f"-{port['lastPort']}" if port["lastPort"] else "")
+        + (f":{port['nodePort']}" if port["nodePort"] else "")
+        + f"/{port['protocol']}"
         for port in item["ports"]
     )
 
@@ -75,7 +76,7 @@ KINDS = (
             Column("NAME", lambda item: item["name"]),
             Column("TYPE", lambda item: item["type"]),
             Column("CLUSTER-IP", lambda item: ",".join(item["clusterIPs"]) or "<none>"),
-            Column("EXTERNAL-IP", lambda item: "<none>"),
+            Column("EXTERNAL-IP", lambda item: ",".join(item["externalIPs"]) or "<none>"),
             Column("PORT(S)", lambda item: _ports(item) or "<none>"),
             Column("AGE", _age, volatile=True),
             Column("ENDPOINTS", lambda i: f"{i['endpointsReady']}/{i['endpoints']}", wide=True),

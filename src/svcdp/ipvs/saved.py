@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import struct
 import time
@@ -23,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from svcdp.dataplane import Dataplane
 from svcdp.errors import ConfigError, PlatformError, StateError
@@ -35,7 +37,9 @@ from svcdp.ipvs.states import (
 )
 from svcdp.status import SHIFTED, ConnectionState, SequenceShift
 
-__all__ = ["VERSION", "SavedConnections", "load", "restore", "save"]
+__all__ = ["VERSION", "Saved", "SavedConnections", "load", "restore", "save"]
+
+log = logging.getLogger(__name__)
 
 MAGIC = b"svcdp-cx"
 VERSION = 2
@@ -49,6 +53,13 @@ SEQUENCES = struct.Struct("!IiiIii")
 ADDRESS_SIZES = {4: 4, 6: 16}
 
 Clock = Callable[[], float]
+
+
+class Saved(NamedTuple):
+    """How many connections were put into a file, and how many could not be."""
+
+    written: int
+    refused: int
 
 
 @dataclass(frozen=True)
@@ -73,8 +84,9 @@ class SavedConnections:
 
 def save(
     path: str | os.PathLike[str], states: Iterable[ConnectionState], *, clock: Clock = time.time
-) -> int:
-    """Put connections into a file, in place of what it has; return how many.
+) -> Saved:
+    """Put connections into a file, in place of what it has. One that cannot be written keeps no
+    other from it.
 
     A crash at any moment leaves the old file or the new one. PlatformError.
     """
@@ -82,7 +94,7 @@ def save(
     draft = path.with_name(f".{path.name}.new")
     saved_at = round(clock() * 1000)
     digest = hashlib.sha256()
-    count = length = 0
+    count = refused = length = 0
     try:
         # What a crash left, or somebody else has put there.
         with contextlib.suppress(FileNotFoundError):
@@ -94,7 +106,12 @@ def save(
             with open(fd, "wb") as file:
                 file.write(bytes(HEADER.size + DIGEST_SIZE))
                 for state in states:
-                    record = _pack(state)
+                    try:
+                        record = _pack(state)
+                    except ConfigError as error:
+                        refused += 1
+                        log.debug("%s", error)
+                        continue
                     file.write(record)
                     digest.update(record)
                     count += 1
@@ -115,7 +132,7 @@ def save(
         raise PlatformError(
             error.errno, f"cannot save connections to {path}: {error.strerror}"
         ) from None
-    return count
+    return Saved(count, refused)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,11 +11,14 @@ from itertools import chain, islice
 from typing import Literal
 
 from svcdp.dataplane import Dataplane
+from svcdp.errors import ConfigError
 from svcdp.ipvs.states import family_of, is_synchronised, protocol_number, state_number
 from svcdp.ipvs.sync import MESSAGE_MAX, MessageBuilder, Sequence, SyncEntry
 from svcdp.status import IN_SEQ, INACTIVE, OUT_SEQ, SYNC, ConnectionState
 
 __all__ = ["Sender", "SenderStats", "entry_of"]
+
+log = logging.getLogger(__name__)
 
 AGE_MAX = 2.0  # seconds that a connection waits for its message to become full
 FULL_PAUSE = 5.0  # seconds between two starts of the whole table, at least
@@ -27,6 +31,7 @@ class SenderStats:
 
     entries: int = 0  #: connections and templates put into messages
     skipped: int = 0  #: that the protocol cannot express: two IP families in one
+    refused: int = 0  #: that do not fit into a message: a bug
     lost: int = 0  #: changes that came too fast; the whole table was sent for them
     tables: int = 0  #: times that sending the whole table began
 
@@ -107,11 +112,17 @@ class Sender:
         return not state.flags & SYNC or state.packets > self._threshold
 
     def _add(self, state: ConnectionState, now: float) -> Iterator[bytes]:
-        entry = entry_of(state)
-        if entry is None or (self._version == 0 and family_of(state) != 4):
-            self.stats = replace(self.stats, skipped=self.stats.skipped + 1)
+        try:
+            entry = entry_of(state)
+            if entry is None or (self._version == 0 and family_of(state) != 4):
+                self.stats = replace(self.stats, skipped=self.stats.skipped + 1)
+                return
+            message = self._builder.add(entry)
+        except ConfigError as error:  # it must not keep others from being told of
+            if not self.stats.refused:
+                log.error("a connection that others cannot be told of: %s", error)
+            self.stats = replace(self.stats, refused=self.stats.refused + 1)
             return
-        message = self._builder.add(entry)
         self.stats = replace(self.stats, entries=self.stats.entries + 1)
         if message:
             yield message

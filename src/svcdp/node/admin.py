@@ -29,6 +29,7 @@ Items = Iterable[Mapping[str, Any]]
 Handler = Callable[[Mapping[str, Any]], Items | Awaitable[Items]]
 
 MAX_CLIENTS = 32
+LONG_REQUEST = 1 << 16  # bytes; such are taken one at a time, for what memory they need in all
 MAX_REQUEST = 1 << 24  # bytes; ipvsadm's lines of many services come as one
 IDLE_TIMEOUT = 60.0  # seconds without a request
 WRITE_TIMEOUT = 10.0  # seconds in which a client must take what was written
@@ -42,12 +43,18 @@ class AdminServer:
         self._path = path
         self._handlers = handlers
         self._clients: set[asyncio.Task[None]] = set()
+        self._long_request = asyncio.Lock()
         self._server: asyncio.Server | None = None
 
     @property
     def clients(self) -> int:
         """How many are connected."""
         return len(self._clients)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is at a long request."""
+        return self._long_request.locked()
 
     async def start(self) -> None:
         """Listen. Replaces what a dead daemon left.
@@ -56,7 +63,7 @@ class AdminServer:
         :class:`svcdp.ConfigError` when the path cannot be used.
         """
         sock = _listen(self._path)
-        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_REQUEST)
+        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=LONG_REQUEST)
 
     async def close(self) -> None:
         """Stop listening, cut clients off and remove the socket."""
@@ -78,23 +85,30 @@ class AdminServer:
             if len(self._clients) > MAX_CLIENTS:
                 await _write(writer, {"error": "too many clients: try again later"})
                 return
-            while await self._serve_one(reader, writer):
-                pass
+            going_on = True
+            while going_on:
+                async with contextlib.AsyncExitStack() as turn:
+                    going_on = await self._serve_one(reader, writer, turn)
         except OSError:
             pass  # the client went away, or stopped reading
         finally:
             self._clients.discard(task)
             writer.transport.abort()
 
-    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _serve_one(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        turn: contextlib.AsyncExitStack,
+    ) -> bool:
         """Answer one request. False: this client is done."""
         try:
             async with asyncio.timeout(IDLE_TIMEOUT):
-                line = await reader.readline()
+                line = await self._read(reader, turn)
         except ValueError:
             await _write(writer, {"error": f"a request has at most {MAX_REQUEST} bytes"})
             return False
-        if not line.endswith(b"\n"):
+        except asyncio.IncompleteReadError:
             return False
         try:
             items = await self._answer(line)
@@ -111,6 +125,18 @@ class AdminServer:
             log.exception("an admin request failed")
             await _write(writer, {"error": "internal error: see the daemon's log"})
         return True
+
+    async def _read(self, reader: asyncio.StreamReader, turn: contextlib.AsyncExitStack) -> bytes:
+        """A line; if it is long, when it is its ``turn``. ValueError: it is too long."""
+        parts: list[bytes] = []
+        while sum(map(len, parts)) <= MAX_REQUEST:
+            try:
+                return b"".join((*parts, await reader.readuntil()))
+            except asyncio.LimitOverrunError as overrun:
+                if not parts:
+                    await turn.enter_async_context(self._long_request)
+                parts.append(await reader.readexactly(overrun.consumed))
+        raise ValueError
 
     async def _answer(self, line: bytes) -> Items:
         try:

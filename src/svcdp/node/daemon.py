@@ -204,6 +204,8 @@ class _Daemon:
             await asyncio.to_thread(mode.trim)
         except SvcdpError as error:
             log.error("the rules cannot be updated: trying again", extra={"error": str(error)})
+        except Exception:  # a bug; packets are served all the same, and the next time may do
+            log.exception("the rules cannot be updated: trying again")
 
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -229,7 +231,11 @@ class _Daemon:
 
     def _handlers(self, sync: Sync) -> dict[str, Handler]:
         return {
-            "services": lambda request: views.services(sync, request),
+            "services": lambda request: (
+                views.virtual_services(self._dataplane, request)
+                if self._ipvs is not None
+                else views.services(sync, request)
+            ),
             "endpoints": lambda request: views.endpoints(self._dataplane, request),
             "connections": lambda request: views.connections(self._dataplane, request),
             "queues": lambda request: views.queues(self._workers),

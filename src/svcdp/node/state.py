@@ -70,10 +70,12 @@ class ConnectionStore:
     def _save(self) -> None:
         try:
             with self._lock:
-                count = save(self._path, self._dataplane.export_connections())
+                count, refused = save(self._path, self._dataplane.export_connections())
         except SvcdpError as error:
             log.error("connections are not saved", extra={"error": str(error)})
         except Exception:  # a bug; the next time may do, and packets are served all the same
             log.exception("connections are not saved")
         else:
             log.debug("connections saved", extra={"count": count})
+            if refused:
+                log.error("connections that cannot be saved", extra={"count": refused})

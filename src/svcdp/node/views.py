@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from svcdp.dataplane import Dataplane
     from svcdp.io.nfqueue import QueueWorkers
+    from svcdp.kube.model import Service
     from svcdp.sync import Sync
 
-__all__ = ["connections", "endpoints", "queues", "services", "status"]
+__all__ = ["connections", "endpoints", "queues", "services", "status", "virtual_services"]
 
 Request = Mapping[str, Any]
 Item = dict[str, Any]
@@ -29,10 +30,12 @@ def services(sync: Sync, request: Request) -> Iterator[Item]:
             "name": service.ref.name,
             "type": spec.type or "ClusterIP",
             "clusterIPs": list(spec.cluster_ips or filter(None, [spec.cluster_ip])),
+            "externalIPs": _external_ips(service),
             "ports": [
                 {
                     "name": port.name or "",
                     "port": port.port,
+                    "lastPort": None,
                     "nodePort": port.node_port or None,
                     "protocol": port.protocol or "TCP",
                 }
@@ -45,17 +48,52 @@ def services(sync: Sync, request: Request) -> Iterator[Item]:
         }
 
 
+def _external_ips(service: Service) -> list[str]:
+    status = service.status and service.status.load_balancer
+    ingress = [each.ip for each in (status and status.ingress) or () if each.ip]
+    return [*(service.spec.external_ips or ()), *ingress]
+
+
+def virtual_services(dataplane: Dataplane, request: Request) -> Iterator[Item]:
+    """What a dataplane serves, in the form of :func:`services`. Of no namespace."""
+    for status in dataplane.services():
+        spec = status.spec
+        yield {
+            "namespace": "",
+            "name": str(spec),
+            "type": "IPVS",
+            "clusterIPs": [] if spec.protocol == "fwmark" else [spec.address],
+            "externalIPs": [],
+            "ports": [
+                {
+                    "name": "",
+                    "port": spec.port,
+                    "lastPort": spec.last_port or None,
+                    "nodePort": None,
+                    "protocol": spec.protocol
+                    if spec.protocol == "fwmark"
+                    else spec.protocol.upper(),
+                }
+            ],
+            "creationTimestamp": None,
+            "schedulers": [spec.scheduler],
+            "endpoints": len(spec.destinations),
+            "endpointsReady": sum(each.weight > 0 for each in spec.destinations),
+        }
+
+
 def endpoints(dataplane: Dataplane, request: Request) -> Iterator[Item]:
     """Destinations of virtual services, with their connections and counters."""
     for status in dataplane.services():
         spec = status.spec
         namespace, _, name = spec.name.rpartition("/")
-        if request.get("namespace") not in (None, namespace):
+        # What was not made of a Service is in no namespace, and listed with each.
+        if namespace and request.get("namespace") not in (None, namespace):
             continue
         for destination in status.destinations:
             yield {
                 "namespace": namespace,
-                "service": name,
+                "service": name or str(spec),
                 "protocol": spec.protocol,
                 "virtual": spec.address,
                 "virtualPort": spec.port,

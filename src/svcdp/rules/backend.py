@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import ClassVar
@@ -16,6 +17,8 @@ from svcdp.rules.plan import CapturePlan, Element, Hop, Item
 from svcdp.rules.sysctl import Guard, Sysctls
 
 __all__ = ["Backend", "KernelBackend"]
+
+log = logging.getLogger(__name__)
 
 
 class Backend(abc.ABC):
@@ -74,6 +77,7 @@ class KernelBackend(Backend):
     def __init__(self, netns: NetNS = None, run_dir: str = "/run/svcdp") -> None:
         self._netns = netns
         self._sysctls = Sysctls(run_dir)
+        self._refused = ""  # what the kernel last said of next hops
 
     # Processes that a thread starts are in its namespace, so the tools need no option for it.
 
@@ -84,7 +88,7 @@ class KernelBackend(Backend):
         call_in(self._netns, partial(self._update, _field(plan), added, removed))
 
     def refresh(self, plan: CapturePlan) -> None:
-        call_in(self._netns, partial(hops.refresh, plan.hops, _field(plan)))
+        self._report(call_in(self._netns, partial(hops.refresh, plan.hops, _field(plan))))
 
     def paths(self, addresses: Iterable[str]) -> Mapping[str, Path]:
         return call_in(self._netns, partial(find_paths, addresses))
@@ -106,7 +110,7 @@ class KernelBackend(Backend):
             # The guard is in force before what it makes up for is allowed.
             self._install(plan, self._sysctls.guard())
             routes.add(plan)
-            hops.apply(plan.hops, _field(plan))
+            self._report(hops.apply(plan.hops, _field(plan)))
             self._sysctls.apply()
         except BaseException:
             with contextlib.suppress(SvcdpError):  # the first error says why
@@ -120,7 +124,7 @@ class KernelBackend(Backend):
             [each for each in change if isinstance(each, Hop)] for change in (added, removed)
         )
         try:
-            hops.add(new_hops, field)
+            self._report(hops.add(new_hops, field))
             self._change(
                 [each for each in added if isinstance(each, Element)],
                 [each for each in removed if isinstance(each, Element)],
@@ -130,6 +134,12 @@ class KernelBackend(Backend):
                 hops.remove(new_hops, field)
             raise
         hops.remove(old_hops, field)
+
+    def _report(self, refused: str) -> None:
+        """Log what the kernel says of next hops that it does not take, when it is news."""
+        if refused and refused != self._refused:
+            log.warning("a next hop cannot be reached", extra={"error": refused})
+        self._refused = refused
 
     def _remove(self) -> None:
         with contextlib.ExitStack() as steps:  # all of them, whatever fails; backwards

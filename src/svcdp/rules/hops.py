@@ -14,7 +14,6 @@ number. Where the kernel has no route to a next hop, packets to it are unreachab
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
@@ -26,8 +25,6 @@ from svcdp.rules.routes import PROTOCOL
 from svcdp.rules.tools import run
 
 __all__ = ["Field", "add", "apply", "commands", "refresh", "remove", "remove_all", "show"]
-
-log = logging.getLogger(__name__)
 
 SKIP, CHOOSE, END = 4096, 4097, 4098
 """Priorities: after the local addresses (0), before the main table (32766)."""
@@ -43,20 +40,24 @@ class Field(NamedTuple):
     forward: int
 
 
-def apply(hops: Collection[Hop], field: Field) -> None:
-    """Make exactly these hold, whatever was there; what stays is not interrupted."""
+def apply(hops: Collection[Hop], field: Field) -> str:
+    """Make exactly these hold, whatever was there; what stays is not interrupted. Returns what
+    the kernel says of next hops that it does not take.
+    """
+    refused = ""
     for family in (4, 6):
         wanted = _of(hops, family)
         rules = {_rule(hop, field) for hop in wanted}
         if wanted:
             rules |= _shared_rules(field)
         present = _rules(family)
-        _set_routes(family, _all_routes(wanted, field))
+        refused += _set_routes(family, _all_routes(wanted, field))
         lines = [f"rule add {rule}" for rule in sorted(rules - present)]
         lines += [f"rule delete {rule}" for rule in sorted(present - rules)]
         left = _tables(present - rules) - _tables(rules)
         lines += [f"route flush table {table}" for table in sorted(left)]
         _batch(family, lines)
+    return refused
 
 
 def commands(hops: Collection[Hop], field: Field) -> Iterator[str]:
@@ -68,13 +69,15 @@ def commands(hops: Collection[Hop], field: Field) -> Iterator[str]:
                 yield f"ip -{family} {line}"
 
 
-def add(hops: Collection[Hop], field: Field) -> None:
-    """Make packets with these marks go there."""
+def add(hops: Collection[Hop], field: Field) -> str:
+    """Make packets with these marks go there. Returns what :func:`apply` does."""
+    refused = ""
     for family in (4, 6):
         if wanted := _of(hops, family):
             rules = {_rule(hop, field) for hop in wanted} | _shared_rules(field) - _rules(family)
-            _set_routes(family, _all_routes(wanted, field))
+            refused += _set_routes(family, _all_routes(wanted, field))
             _batch(family, [f"rule add {rule}" for rule in sorted(rules)])
+    return refused
 
 
 def remove(hops: Collection[Hop], field: Field) -> None:
@@ -87,10 +90,11 @@ def remove(hops: Collection[Hop], field: Field) -> None:
         _batch(family, lines)
 
 
-def refresh(hops: Collection[Hop], field: Field) -> None:
-    """Follow the routes to the next hops, which may have changed."""
-    for family in (4, 6):
-        _set_routes(family, _all_routes(_of(hops, family), field))
+def refresh(hops: Collection[Hop], field: Field) -> str:
+    """Follow the routes to the next hops, which may have changed. Returns what :func:`apply`
+    does.
+    """
+    return "".join(_set_routes(family, _all_routes(_of(hops, family), field)) for family in (4, 6))
 
 
 def remove_all() -> None:
@@ -155,14 +159,15 @@ def _routes(hop: Hop, path: Path | None, field: Field) -> Iterator[str]:
     yield f"route replace default via {inet6}{gateway} dev {path.device} onlink {table}"
 
 
-def _set_routes(family: int, lines: list[str]) -> None:
+def _set_routes(family: int, lines: list[str]) -> str:
     """One next hop that the kernel does not take must not keep the others from theirs: packets to
-    it are unreachable.
+    it are unreachable. Returns what it says of those.
     """
     try:
         _batch(family, lines, "-force")
     except RulesError as error:
-        log.warning("a next hop cannot be reached", extra={"error": str(error)})
+        return str(error)
+    return ""
 
 
 def _batch(family: int, lines: list[str], *options: str) -> None:

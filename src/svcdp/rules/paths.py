@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from svcdp.errors import RulesError
 from svcdp.rules.plan import family_of
-from svcdp.rules.tools import run
+from svcdp.rules.tools import decode, run, understanding
 
 __all__ = ["Path", "find_paths"]
 
@@ -34,10 +32,8 @@ def find_paths(addresses: Iterable[str]) -> dict[str, Path]:
     """The paths to addresses in this network namespace. Those without a route are missing.
     RulesError where the tool cannot be understood.
     """
-    try:
+    with understanding("ip -json"):
         return _find_paths(sorted(set(addresses)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RulesError(f"ip -json prints what svcdp does not understand: {error!r}") from None
 
 
 def _find_paths(every: list[str]) -> dict[str, Path]:
@@ -48,10 +44,10 @@ def _find_paths(every: list[str]) -> dict[str, Path]:
         if not wanted:
             continue
         if mtus is None:
-            mtus = {link["ifname"]: link["mtu"] for link in _json(["ip", "-json", "link"])}
+            mtus = {link["ifname"]: link["mtu"] for link in _ask(["ip", "-json", "link"])}
         # What has no route is an error, and the next is asked for.
         argv = ["ip", f"-{version}", "-json", "-force", "-batch", "-"]
-        for route in _json(argv, "".join(f"route get {each}\n" for each in wanted)):
+        for route in _ask(argv, "".join(f"route get {each}\n" for each in wanted)):
             found[route["dst"]] = _path(route, mtus)
     return found
 
@@ -64,11 +60,5 @@ def _path(route: dict[str, Any], mtus: dict[str, int]) -> Path:
     return Path(route["dev"], via, route.get("prefsrc", ""), mtu, route.get("type") == "local")
 
 
-def _json(argv: list[str], stdin: str = "") -> Iterator[dict[str, Any]]:
-    """The items of all lists that the tool prints, one after the other."""
-    text = run(argv, stdin, check=False)
-    decoder = json.JSONDecoder()
-    start = 0
-    while (start := text.find("[", start)) >= 0:
-        items, start = decoder.raw_decode(text, start)
-        yield from items
+def _ask(argv: list[str], stdin: str = "") -> Iterator[dict[str, Any]]:
+    return decode(run(argv, stdin, check=False))

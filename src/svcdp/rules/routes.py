@@ -11,11 +11,9 @@ recognised by their protocol number.
 
 from __future__ import annotations
 
-import json
-
 from svcdp.errors import RulesError
 from svcdp.rules.plan import CapturePlan, family_of
-from svcdp.rules.tools import run
+from svcdp.rules.tools import decode, run, understanding
 
 __all__ = ["add", "commands", "remove", "show"]
 
@@ -69,7 +67,9 @@ def _list(family: str, table: str) -> str:
 
 
 def _device(address: str) -> str:
-    for link in json.loads(run(["ip", "-json", "address", "show", "to", address]) or "[]"):
-        if "ifname" in link:
-            return str(link["ifname"])
+    printed = run(["ip", "-json", "address", "show", "to", address])
+    with understanding("ip -json"):
+        for link in decode(printed):
+            if "ifname" in link:
+                return str(link["ifname"])
     raise RulesError(f"no interface has the address {address}: set addresses")

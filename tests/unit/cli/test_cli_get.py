@@ -22,9 +22,10 @@ WEB = {
     "type": "NodePort",
     "clusterIPs": ["10.96.0.10", "fd00:10:96::a"],
     "ports": [
-        {"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"},
-        {"name": "dns", "port": 53, "nodePort": None, "protocol": "UDP"},
+        {"name": "http", "port": 80, "lastPort": None, "nodePort": 30080, "protocol": "TCP"},
+        {"name": "dns", "port": 53, "lastPort": None, "nodePort": None, "protocol": "UDP"},
     ],
+    "externalIPs": [],
     "creationTimestamp": None,
     "schedulers": ["wrr"],
     "endpoints": 3,

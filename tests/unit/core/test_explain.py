@@ -112,6 +112,27 @@ def test_masquerade_is_for_nat_only() -> None:
     assert bench.send(port=2).verdict.name == "FORWARD"
 
 
+def test_a_pick_that_has_no_address_for_its_masquerade() -> None:
+    """rr goes through both: one is served, the other is not."""
+    bench = Bench()
+    rules = (SourceRule(masquerade=True),)
+    direct = DestinationSpec("10.1.1.2", 80, method="dr")
+    bench.serve(DestinationSpec("10.1.1.1", 80), direct, scheduler="rr", rules=rules)
+    said = bench.dp.explain(Flow("tcp", CLIENT[4], 2, VIRTUAL[4], 80))
+    assert said.action == "forward"
+    assert "dropped instead if the pick is 10.1.1.1 port 80" in str(said)
+    verdicts = {bench.send(port=port).verdict.name for port in (2, 3)}
+    assert verdicts == {"FORWARD", "DROP"}
+
+
+def test_a_call_is_not_part_of_a_flow() -> None:
+    bench = Bench()
+    service = {"protocol": "udp", "port": 5060, "persistence": 60, "persistence_engine": "sip"}
+    bench.serve(("10.1.1.1", 5060), **service)
+    said = bench.dp.explain(Flow("udp", CLIENT[4], 2, VIRTUAL[4], 5060))
+    assert "a packet of a known call (Call-ID) goes where the call is" in str(said)
+
+
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(
     st.lists(SERVICES, max_size=5, unique_by=lambda s: s.key),

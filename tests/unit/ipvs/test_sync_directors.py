@@ -11,7 +11,7 @@ import pytest
 import wire
 from bench import CLIENT, SECOND, VIRTUAL, Bench
 
-from svcdp import Reason, ServiceSpec, SourceRule, TunnelSpec
+from svcdp import Dataplane, Reason, ServiceSpec, SourceRule, TunnelSpec
 from svcdp.ipvs.receiver import Receiver
 from svcdp.ipvs.sender import Sender
 from svcdp.ipvs.sync import SyncEntry, decode, encode, encode_request
@@ -159,6 +159,23 @@ def test_what_the_protocol_has_no_words_for_is_counted() -> None:
         director.dp.process(bytearray(64) + packet(flags, 83), headroom=64)
     assert director.after(2) == []
     assert director.sender.stats.skipped == 1
+
+
+def test_one_that_does_not_fit_keeps_no_other_from_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Director()
+    bench.establish(40000)
+    (state,) = bench.dp.export_connections()
+    bad = [replace(state, state="DREAMING"), replace(state, source="fd01::1")]
+    monkeypatch.setattr(Dataplane, "export_connections", lambda self: iter([*bad, state, *bad]))
+    monkeypatch.setattr("svcdp.ipvs.sender.is_synchronised", lambda state: True)
+    bench.sender.close()
+    sender = Sender(bench.dp, 5)
+    (message,) = [*sender.messages(0), *sender.flush()]
+    assert len(decode(message).entries) == 1
+    assert (sender.stats.entries, sender.stats.refused) == (1, 4)
+    assert len(caplog.records) == 1
 
 
 # -- the whole table -----------------------------------------------------------------------------

@@ -111,6 +111,28 @@ def test_a_client_that_does_not_read_stops_nobody(
     asyncio.run(main())
 
 
+def test_long_requests_come_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "IDLE_TIMEOUT", 0.5)
+    filler = b'{"pad": "' + b"x" * (3 * admin.LONG_REQUEST)
+    rest = b'", "get": "things"}\n'
+
+    async def main() -> None:
+        async with serving(tmp_path / "s") as server, asyncio.timeout(10):
+            # It has begun, and says no more.
+            _, slow = await asyncio.open_unix_connection(str(tmp_path / "s"))
+            slow.write(filler)
+            while not server.is_busy:
+                await asyncio.sleep(0.01)
+            waiting = asyncio.create_task(ask(tmp_path / "s", (filler + rest) * 2))
+            assert len(await ask(tmp_path / "s", b'{"get": "things"}\n')) == 4, "short ones go on"
+            assert len(await waiting) in (0, 4)
+            slow.close()
+            await slow.wait_closed()
+            assert len(await ask(tmp_path / "s", filler + rest)) == 4
+
+    asyncio.run(main())
+
+
 def test_too_many_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admin, "MAX_CLIENTS", 1)
 

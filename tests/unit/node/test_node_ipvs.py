@@ -10,10 +10,10 @@ import pytest
 
 from svcdp import Dataplane
 from svcdp.errors import ConfigError, RulesError
-from svcdp.node import daemon
+from svcdp.node import daemon, views
 from svcdp.node.config import NodeConfig, load
 from svcdp.node.ipvs import IpvsServices
-from svcdp.types import ServiceSpec
+from svcdp.types import DestinationSpec, ServiceSpec, fwmark_key
 
 ONE = "-A -t 192.0.2.10:80 -s rr\n"
 TWO = "-A -t 192.0.2.11:80 -s rr\n"
@@ -89,6 +89,26 @@ def test_timeouts_are_those_of_the_dataplane() -> None:
 
     dataplane = Dataplane(16, timeouts={"fin_wait": 50})
     asyncio.run(main())
+
+
+def test_they_are_listed() -> None:
+    """By `svcdp get`, whatever the namespace: they are in none."""
+    dataplane = Dataplane(16)
+    web = ServiceSpec(
+        "192.0.2.10", 80, last_port=89, destinations=(DestinationSpec("10.1.0.1", 80),)
+    )
+    marked = ServiceSpec(*fwmark_key(7))
+    dataplane.apply([web, marked])
+    rows = {
+        item["name"]: (item["clusterIPs"], item["ports"][0]["lastPort"], item["endpoints"])
+        for item in views.virtual_services(dataplane, {"namespace": "default"})
+    }
+    assert rows == {
+        "192.0.2.10:80-89/tcp": (["192.0.2.10"], 89, 1),
+        "fwmark 7 (IPv4)": ([], None, 0),
+    }
+    (endpoint,) = views.endpoints(dataplane, {"namespace": "default"})
+    assert (endpoint["service"], endpoint["address"]) == ("192.0.2.10:80-89/tcp", "10.1.0.1")
 
 
 def test_a_bad_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

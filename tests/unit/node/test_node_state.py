@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,26 @@ def test_a_save_that_fails_is_not_the_last(
     monkeypatch.setattr(Dataplane, "export_connections", fails)
     asyncio.run(asyncio.wait_for(live(), 10))
     assert messages(caplog) == ["connections are not saved"]
+
+
+def test_what_cannot_be_saved_is_counted(
+    file: Path, bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.send()
+    states = [*bench.dp.export_connections()]
+    bad = [replace(states[0], state="DREAMING"), *states]
+    monkeypatch.setattr(Dataplane, "export_connections", lambda self: iter(bad))
+
+    async def live() -> None:
+        store = ConnectionStore(bench.dp, str(file), 60)
+        await store.open()
+        await store.close()
+
+    asyncio.run(live())
+    assert [(r.message, vars(r)["count"]) for r in caplog.records] == [
+        ("connections that cannot be saved", 1)
+    ]
+    assert [*load(file)] == states
 
 
 def test_without_a_file_nothing_is_done(bench: Bench, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from svcdp.errors import FeatureUnavailable, MissingCapability, RulesError
 from svcdp.rules import CapturePlan
 from svcdp.rules.iptables import IptablesBackend
 from svcdp.rules.nft import NftBackend
-from svcdp.rules.plan import Element
+from svcdp.rules.plan import Element, Hop
 
 SAVED = '*raw\n:SVCDP-OUTPUT - [0:0]\n-A OUTPUT -m comment --comment "svcdp" -j SVCDP-OUTPUT\n'
 
@@ -74,9 +74,26 @@ def test_no_tool(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         NftBackend(None, host.run_dir).show()
 
 
-@pytest.mark.parametrize("printed", ["[{", '[{"dst": "10.1.0.1"}]', "[1]"])
+LINK = '[{"ifname": "e", "mtu": 1, "dst": "10.1.0.1", "dev": "e", "via": "x", "metrics": 1}]'
+
+
+@pytest.mark.parametrize("printed", ["[{", '[{"dst": "10.1.0.1"}]', "[1]", LINK, "[" * 9999])
 def test_a_tool_that_is_not_understood(host: Host, printed: str) -> None:
     host.install()
     host.prints("ip", printed)
     with pytest.raises(RulesError, match="does not understand"):
         NftBackend(None, host.run_dir).paths(["10.1.0.1"])
+    plan = CapturePlan(service_cidrs=("10.96.0.0/12",), addresses=("192.0.2.1",))
+    host.prints("ip", "[1, [")
+    with pytest.raises(RulesError, match="does not understand"):
+        NftBackend(None, host.run_dir).apply(plan)
+
+
+def test_a_refused_next_hop_is_news_once(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.install()
+    backend = NftBackend(None, host.run_dir)
+    plan = CapturePlan(items=frozenset({Hop(1 << 22, "10.1.0.1")}))
+    for stderr in ("no such device", "no such device", "", "no such device"):
+        host.fails("ip", stderr) if stderr else host.works("ip")
+        backend.refresh(plan)
+    assert [record.message for record in caplog.records] == ["a next hop cannot be reached"] * 2
