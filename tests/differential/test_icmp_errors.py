@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,6 +158,29 @@ def test_an_error_does_not_keep_a_connection_alive() -> None:
     dp.process(bytearray(error_packet(4, ERRORS[4][0], REAL[4], CLIENT[4], about)), 10**9)
     (after,) = dp.connections()
     assert after == connection
+
+
+def test_an_error_goes_the_way_of_its_connection_and_is_counted() -> None:
+    dp, _ = connected(4, "tcp")
+    (spec,) = (status.spec for status in dp.services())
+    (destination,) = spec.destinations
+    dp.apply([replace(spec, destinations=(replace(destination, mark=0x100),))])
+    here, virtual, real = (CLIENT[4], 40000), (VIRTUAL[4], 80), (REAL[4], 8080)
+    to_server = error_packet(
+        4, ERRORS[4][1], CLIENT[4], VIRTUAL[4], packet(4, "tcp", virtual, here)
+    )
+    to_client = error_packet(4, ERRORS[4][1], REAL[4], CLIENT[4], packet(4, "tcp", here, real))
+    (before,) = dp.services()[0].destinations
+    assert dp.process(bytearray(to_server), 1).mark == 0x100
+    assert dp.process(bytearray(to_client), 1).mark == 0
+    (after,) = dp.services()[0].destinations
+    assert after == replace(
+        before,
+        packets_in=before.packets_in + 1,
+        bytes_in=before.bytes_in + len(to_server),
+        packets_out=before.packets_out + 1,
+        bytes_out=before.bytes_out + len(to_client),
+    )
 
 
 @pytest.mark.parametrize("family", [4, 6])

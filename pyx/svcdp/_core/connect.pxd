@@ -3,7 +3,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from svcdp._core.affinity cimport *
-from svcdp._core.forward cimport forward, forward_fragment, forward_plain, is_plain, is_simple
+from svcdp._core.forward cimport (
+    assure, forward, forward_fragment, forward_plain, is_plain, is_simple,
+)
 from svcdp._core.helper cimport give_helper, insert_expected
 from svcdp._core.memory cimport copy_address, htons, load32, ntohl, same_address
 from svcdp._core.record cimport copy_pattern, discard, helper_release
@@ -154,7 +156,8 @@ cdef inline uint32_t connect(
             made[0] = other
             break
         if other is not NULL:
-            over = other.deadline <= now or (
+            # A datagram that was scheduled by itself has hardly more to say.
+            over = other.deadline <= now or other.flags & CONN_ONE_WAY or (
                 masquerade and tries <= PORTS_TRIED_MAX // 2 and is_closed(other.state))
             if over:
                 other.deadline = now
@@ -398,6 +401,8 @@ cdef inline Conn *new_connection(
         outcome = connect(engine, worker, pattern, view.words, target, now, &conn)
         if outcome != INSERTED or not pattern.control:
             let_go(engine, view.words, control)
+        elif is_established(conn.state):
+            assure(engine, conn, view.words)
         if outcome == INSERTED and unlikely(service.is_ftp) and may_help(service, conn):
             give_helper(engine, conn)
         # A scheduler written in Python is asked once for a connection.

@@ -11,6 +11,22 @@ from svcdp._core.worker cimport *
 from svcdp._core.xmit cimport translate, translate_error
 
 
+cdef inline void count(
+    Traffic *traffic, const View *view, uint32_t direction
+) noexcept nogil:
+    if direction == FROM_CLIENT:
+        traffic.packets_in += 1
+        traffic.bytes_in += view.end
+    else:
+        traffic.packets_out += 1
+        traffic.bytes_out += view.end
+
+
+cdef inline void assure(Engine *engine, const Conn *conn, uint32_t words) noexcept nogil:
+    """The template that a connection hangs on has served its client: drop_entry spares it."""
+    store_u8(&record(&engine.table, pool_of(words), conn.control).state, TEMPLATE_ASSURED)
+
+
 cdef inline void change_state(
     Engine *engine, Conn *conn, uint32_t direction, const uint8_t *data, const View *view,
     uint32_t words
@@ -19,11 +35,10 @@ cdef inline void change_state(
         direction, conn.flags & CONN_IN_ONLY, engine.settings.secure_tcp)
     cdef uint8_t state = next_state(conn.protocol, conn.state, machine, event_of(data, view))
     cdef Dest *target
-    if conn.control and (state == STATE_ESTABLISHED or (
+    if conn.control and (is_established(state) or (
         conn.protocol == PROTOCOL_UDP and direction == FROM_DESTINATION
     )):
-        store_u8(
-            &record(&engine.table, pool_of(words), conn.control).state, TEMPLATE_ASSURED)
+        assure(engine, conn, words)
     if state != conn.state:
         if is_active(state) != is_active(conn.state):
             target = dest_of(&engine.destinations, conn.destination)
@@ -44,16 +59,25 @@ cdef inline void refuse(
         decide(worker, packet, SVCDP_VERDICT_DROP, reason)
 
 
+cdef inline uint8_t take_hop(
+    Engine *engine, svcdp_packet *packet, const View *view, uint32_t method
+) noexcept nogil:
+    """A hop less to live where the core is to see to it: PARSED, or why the packet goes no
+    further. Between a client and a server on this host it is none of ours.
+    """
+    if engine.settings.decrement_ttl and method != METHOD_LOCAL:
+        return lower_ttl(packet.data, view.words)
+    return PARSED
+
+
 cdef inline uint8_t pass_hop(
-    Engine *engine, svcdp_packet *packet, const View *view, uint32_t mtu
+    Engine *engine, svcdp_packet *packet, const View *view, uint32_t method, uint32_t mtu
 ) noexcept nogil:
     """What a router does before it sends a packet on: PARSED, or why it does not."""
-    cdef uint8_t reason
-    if engine.settings.decrement_ttl:
-        reason = lower_ttl(packet.data, view.words)
-        if reason != PARSED:
-            return reason
-    return fits(packet, view, mtu)
+    cdef uint8_t reason = take_hop(engine, packet, view, method)
+    if reason != PARSED:
+        return reason
+    return fits(packet, view, 0 if method == METHOD_LOCAL else mtu)
 
 
 cdef inline uint32_t mss_bound(const DestConfig *config, uint32_t words) noexcept nogil:
@@ -88,7 +112,7 @@ cdef inline uint8_t send_by(
         problem = send_through(
             packet, view, target, config, engine.settings.pmtu_disc, &worker.random)
     else:
-        problem = pass_hop(engine, packet, view, config.mtu)
+        problem = pass_hop(engine, packet, view, method, config.mtu)
     if problem == PARSED:
         packet.mark |= config.mark
         if method == METHOD_DR:
@@ -120,9 +144,7 @@ cdef inline void send_back(
     Engine *engine, Worker *worker, svcdp_packet *packet, View *view, Conn *conn, uint8_t reason
 ) noexcept nogil:
     """Send a reply on to the client. Those of other methods than masq are as they should be."""
-    cdef uint8_t problem = PARSED
-    if engine.settings.decrement_ttl:
-        problem = lower_ttl(packet.data, view.words)
+    cdef uint8_t problem = take_hop(engine, packet, view, method_of(conn))
     clamp(packet, view, conn, dest_of(&engine.destinations, conn.destination).config)
     if conn.flags & CONN_HELPED and problem == PARSED:
         problem = help(engine, worker, packet, view, conn, FROM_DESTINATION)
@@ -161,22 +183,29 @@ cdef inline void forward_error(
     Engine *engine, Worker *worker, svcdp_packet *packet, View *view, Conn *conn,
     uint32_t direction
 ) noexcept nogil:
-    """An ICMP error about a packet of the connection: ip_vs_core.c, ip_vs_in_icmp."""
+    """An ICMP error about a packet of the connection: ip_vs_core.c, ip_vs_in_icmp and
+    handle_response_icmp. It is counted, and leaves the connection as it is.
+    """
+    cdef uint32_t method = method_of(conn)
     cdef uint8_t problem = PARSED
     if view.tunnel:
         forward_tunnel_error(engine, worker, packet, view, conn, direction)
         return
-    if method_of(conn) != METHOD_MASQ and direction == FROM_CLIENT:
+    if method != METHOD_MASQ and direction == FROM_CLIENT:
+        count(traffic_of(worker, conn.destination), view, direction)
         send_to(engine, worker, packet, view, conn, SVCDP_REASON_RELATED)
         return
-    if method_of(conn) == METHOD_MASQ:
+    if method == METHOD_MASQ:
         problem = translate_error(packet, view, conn, direction)
-    if problem == PARSED and engine.settings.decrement_ttl:
-        # No error about an error (RFC 1122, 3.2.2).
-        problem = lower_ttl(packet.data, view.words)
+    if problem == PARSED:
+        count(traffic_of(worker, conn.destination), view, direction)
+        problem = take_hop(engine, packet, view, method)
     if problem != PARSED:
+        # No error about an error (RFC 1122, 3.2.2).
         decide(worker, packet, SVCDP_VERDICT_DROP, problem)
         return
+    if direction == FROM_CLIENT:
+        packet.mark |= dest_of(&engine.destinations, conn.destination).config.mark
     decide(worker, packet, SVCDP_VERDICT_FORWARD, SVCDP_REASON_RELATED)
 
 
@@ -186,18 +215,13 @@ cdef inline void forward_fragment(
 ) noexcept nogil:
     """A fragment without ports, after the first one of its packet."""
     cdef const Dest *target = dest_of(&engine.destinations, route.destination)
-    cdef Traffic *traffic = traffic_of(worker, route.destination)
-    cdef uint8_t problem = PARSED
+    cdef uint8_t problem
     packet.destination = route.destination
+    count(traffic_of(worker, route.destination), view, route.direction)
     if route.direction == FROM_CLIENT:
-        traffic.packets_in += 1
-        traffic.bytes_in += view.end
         problem = send_by(engine, worker, packet, view, target, route.method)
     else:
-        traffic.packets_out += 1
-        traffic.bytes_out += view.end
-        if engine.settings.decrement_ttl:
-            problem = lower_ttl(packet.data, view.words)
+        problem = take_hop(engine, packet, view, route.method)
     if problem != PARSED:
         decide(worker, packet, SVCDP_VERDICT_DROP, problem)
         return
@@ -223,15 +247,10 @@ cdef inline void use(
     Engine *engine, Worker *worker, const View *view, Conn *conn, uint32_t direction, int64_t now
 ) noexcept nogil:
     """Restart the connection's timer, and count the packet."""
-    cdef Traffic *traffic = traffic_of(worker, conn.destination)
     store_i64(&conn.deadline, now + engine.timeouts[conn.timeouts][conn.state])
     if direction == FROM_CLIENT:
         conn.packets += 1
-        traffic.packets_in += 1
-        traffic.bytes_in += view.end
-    else:
-        traffic.packets_out += 1
-        traffic.bytes_out += view.end
+    count(traffic_of(worker, conn.destination), view, direction)
 
 
 cdef inline bint is_steady(const Conn *conn, const View *view) noexcept nogil:

@@ -39,10 +39,9 @@ cdef enum:
     STATE_COUNT = 26
 
     # Sets of states, a bit each
+    STATES_ESTABLISHED = 1 << STATE_ESTABLISHED | 1 << STATE_SCTP_ESTABLISHED
     STATES_ACTIVE = (
-        1 << STATE_ESTABLISHED | 1 << STATE_SYN_SENT | 1 << STATE_SYN_RECV | 1 << STATE_SYNACK
-        | 1 << STATE_SCTP_ESTABLISHED
-    )
+        STATES_ESTABLISHED | 1 << STATE_SYN_SENT | 1 << STATE_SYN_RECV | 1 << STATE_SYNACK)
     STATES_HALF_OPEN = (
         1 << STATE_SYN_RECV | 1 << STATE_SYNACK | 1 << STATE_SCTP_INIT1 | 1 << STATE_SCTP_INIT
     )
@@ -318,6 +317,10 @@ cdef inline uint8_t next_state(
 cdef inline bint is_closed(uint8_t state) noexcept nogil:
     """Both sides, or a reset, have ended the connection; it only waits to be forgotten."""
     return STATES_CLOSED >> state & 1
+
+
+cdef inline bint is_established(uint8_t state) noexcept nogil:
+    return STATES_ESTABLISHED >> state & 1
 
 
 cdef inline bint is_half_open(uint8_t state) noexcept nogil:

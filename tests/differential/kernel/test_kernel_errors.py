@@ -173,6 +173,21 @@ def from_clients(family: int, method: str) -> Scenario:
     return scenario.connections()
 
 
+def counted(method: str) -> Scenario:
+    """Errors count as packets of their connection: what is sent on, or has no hop left."""
+    scenario = serve(Scenario(f"v4-{method}-counted"), 4, method)
+    request = requests(4)[1]
+    about = toward_server(request, METHODS[method][1]) if method == "masq" else request
+    scenario.send(bytes(request))
+    scenario.send(bytes(icmp_errors(server(1), about)[0]), side="s1")
+    errors = icmp_errors(CLIENT[4], reply(request))
+    scenario.send(*map(bytes, errors))
+    if method == "masq":
+        scenario.send(bytes(spoiled(errors[0])))
+    scenario.send(bytes(icmp_errors(CLIENT[4], reply(request), ttl=1)[0]))
+    return scenario.counters()
+
+
 def of_strangers(family: int, **sysctls: int) -> Scenario:
     """About flows that nobody knows; and an echo request."""
     name = "".join(f"-{key}-{value}" for key, value in sysctls.items())
@@ -239,6 +254,7 @@ def about_tunnels(family: int, method: str) -> Scenario:
 SCENARIOS = [
     *(from_servers(family, method) for family in (4, 6) for method in ("masq", "dr", "ipip")),
     *(from_clients(family, method) for family in (4, 6) for method in ("masq", "dr", "ipip")),
+    *(counted(method) for method in ("masq", "dr")),
     *(of_strangers(family) for family in (4, 6)),
     *(of_strangers(family, schedule_icmp=1) for family in (4, 6)),
     *(about_tunnels(family, method) for family in (4, 6) for method in ("ipip", "gre", "gue")),

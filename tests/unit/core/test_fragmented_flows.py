@@ -75,6 +75,22 @@ def test_direct(family: int, one_packet: bool) -> None:
 
 
 @FAMILIES
+def test_on_this_host(family: int) -> None:
+    """No hop: with a TTL of 1 they arrive, and leave."""
+    bench = bench_of(family, member(family, "local"))
+    bench.dp.configure(svcdp.Settings(decrement_ttl=True))
+    reply = wire.packet("udp", VIRTUAL[family], 80, CLIENT[family], 40000, payload=bytes(2048))
+    for packet in (bytearray(datagram(family)), reply):
+        if family == 6:
+            packet[7] = 1
+        else:
+            packet[8], packet[10:12] = 1, bytes(2)
+            packet[10:12] = wire.internet_checksum(bytes(packet[:20])).to_bytes(2, "big")
+        pieces = cut(bytes(packet), 512)
+        assert [bytes(r.packet) for r in through(bench, pieces)] == pieces
+
+
+@FAMILIES
 @pytest.mark.parametrize("one_packet", [False, True])
 def test_tunnel(family: int, one_packet: bool) -> None:
     """Each fragment in a packet of its own."""

@@ -23,6 +23,16 @@ def back(flags: str = "SA", port: int = 40000, protocol: str = "tcp", family: in
     return bytes(wire.packet(protocol, VIRTUAL[family], 80, CLIENT[family], port, flags))
 
 
+def with_ttl(packet: bytes, ttl: int) -> bytearray:
+    data = bytearray(packet)
+    if data[0] >> 4 == 6:
+        data[7] = ttl
+    else:
+        data[8], data[10:12] = ttl, bytes(2)
+        data[10:12] = wire.internet_checksum(bytes(data[:20])).to_bytes(2, "big")
+    return data
+
+
 def server(method: str, family: int = 4, **fields: Any) -> DestinationSpec:
     return DestinationSpec("10.1.1.1" if family == 4 else "fd01::1", 80, method=method, **fields)
 
@@ -192,7 +202,7 @@ def test_a_path_that_is_too_small(family: int) -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("method", ["dr", "local", "masq"])
+@pytest.mark.parametrize("method", ["dr", "masq"])
 def test_a_router_lowers_the_ttl(method: str, family: int) -> None:
     bench = Bench(settings=svcdp.Settings(decrement_ttl=True))
     bench.serve(server(method, family), address=VIRTUAL[family])
@@ -201,14 +211,24 @@ def test_a_router_lowers_the_ttl(method: str, family: int) -> None:
     result = bench.dp.process(packet)
     assert bytes(result.packet)[at] == 63
     assert wire.is_intact(result.packet)
-    packet = bytearray(there("A", family=family))
-    packet[at] = 1
-    if family == 4:
-        packet[10:12] = bytes(2)
-        packet[10:12] = wire.internet_checksum(bytes(packet[:20])).to_bytes(2, "big")
-    result = bench.dp.process(packet)
+    result = bench.dp.process(with_ttl(there("A", family=family), 1))
     assert (result.verdict, result.reason) == (Verdict.REJECT, Reason.TIME_EXCEEDED)
     answer = bytes(result.packet)
     assert wire.read(answer)[1:4:2] == (VIRTUAL[family], CLIENT[family])
     assert answer[wire.transport_at(answer)] == (11 if family == 4 else 3)
     assert wire.is_intact(answer)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_server_on_this_host_is_no_hop(family: int) -> None:
+    """And no path has an MTU to it."""
+    bench = Bench(settings=svcdp.Settings(decrement_ttl=True))
+    bench.serve(server("local", family, mtu=40), address=VIRTUAL[family])
+    packets = [there(family=family), back(family=family), there("A", family=family)]
+    errors = [wire.icmp_error(packet, CLIENT[family]) for packet in packets[:2]]
+    for packet in map(bytes, [*packets, *errors]):
+        for ttl in (64, 1):
+            data = with_ttl(packet, ttl)
+            result = bench.dp.process(bytearray(data))
+            assert result.verdict == Verdict.FORWARD
+            assert bytes(result.packet) == bytes(data)

@@ -156,6 +156,23 @@ def test_weights_and_thresholds_of_changes() -> None:
     assert {bench.send(protocol="udp").destination for _ in range(4)} == {TWO}
 
 
+def test_the_newer_of_two_services_has_the_replies() -> None:
+    """One server, one socket of the client: which of both a reply is of, it does not say."""
+    bench = Bench()
+    for address in (VIRTUAL[4], "10.96.0.11", "10.96.0.12"):
+        one_packet = address != "10.96.0.12"
+        bench.serve(ONE, address=address, protocol="udp", one_packet=one_packet)
+    for address in (VIRTUAL[4], "10.96.0.11", VIRTUAL[4], "10.96.0.12"):
+        for _ in range(2):
+            assert bench.send(protocol="udp", to=(address, 80)).verdict == Verdict.FORWARD
+        reply = bench.reply(source=ONE, protocol="udp")
+        assert wire.read(reply.packet).source == address
+        assert bench.dp.stats().connections == 1
+    # What is more than a datagram stays.
+    refused = bench.send(protocol="udp")
+    assert (refused.verdict, refused.reason) == (Verdict.DROP, Reason.NO_PORT)
+
+
 # -- calls -----------------------------------------------------------------------------------------
 
 

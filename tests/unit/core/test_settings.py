@@ -401,6 +401,30 @@ def test_drop_entry_spares_what_matters() -> None:
     assert stats.persistence_templates == 1
 
 
+ESTABLISHED = {
+    "tcp": [("S", False), ("SA", True), ("A", False)],
+    "sctp": [(1, False), (2, True), (10, False), (11, True)],  # INIT to COOKIE ACK
+    "sloppy_tcp": [("A", False)],
+    "sloppy_sctp": [(0, False)],  # DATA
+}
+
+
+@pytest.mark.parametrize("how", ESTABLISHED)
+def test_drop_entry_spares_templates_of_what_was_established(how: str) -> None:
+    bench = bench_of(**{name: True for name in ("sloppy_tcp", "sloppy_sctp") if name == how})
+    bench.serve(ONE, protocol=how.removeprefix("sloppy_"), persistence=10_000)
+    for what, is_reply in ESTABLISHED[how]:
+        if isinstance(what, int):
+            bench.dp.process(sctp(what, back=ONE if is_reply else None))
+        elif is_reply:
+            bench.reply(what, source=ONE)
+        else:
+            bench.send(what)
+    assert bench.connection().state.endswith("ESTABLISHED")
+    (template,) = (each for each in bench.dp.export_connections() if each.is_template)
+    assert template.state == "ASSURED"
+
+
 def test_drop_entry_forgets_idle_connections_of_few_packets() -> None:
     bench = bench_of(drop_entry=0)
     bench.serve(ONE, protocol="udp")
