@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,12 +17,13 @@ from svcdp.errors import ClosedError, SourceError, SvcdpError
 from svcdp.kube.claims import Key
 from svcdp.kube.context import NodeContext
 from svcdp.kube.endpoints import EndpointInfo, PortKey, endpoints_by_port, usable_endpoints
+from svcdp.kube.health import HealthCheck
 from svcdp.kube.model import Service, ServiceRef
 from svcdp.kube.state import Change
 from svcdp.kube.tracker import Tracker
 from svcdp.types import ServiceSpec
 
-__all__ = ["Counts", "EndpointStatus", "ServiceStatus", "Sync"]
+__all__ = ["Counts", "EndpointStatus", "Progress", "ServiceStatus", "Sync", "Update"]
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,39 @@ class EndpointStatus:
     target: str
 
 
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One attempt to bring changes into force.
+
+    ``triggers``: when what is in force now was changed, as EndpointSlices say (RFC 3339, as it
+    was written).
+    """
+
+    seconds: float
+    error: Exception | None
+    triggers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far behind the sources this node is. Times are in seconds.
+
+    ``changed`` are the Services and EndpointSlices that came, went or became different since
+    the start, ``pending`` those of which the mode has not been told. ``waiting_since``: when the
+    oldest of these came (``time.monotonic()``). ``queued`` and ``updated``: when the last
+    change came, and when the last update succeeded (since 1970; 0: never). ``unread_since``:
+    since when a source cannot be read (monotonic).
+    """
+
+    changed: Mapping[str, int]
+    pending: Mapping[str, int]
+    waiting_since: float | None
+    queued: float
+    updated: float
+    unread_since: float | None
+    failure: Exception | None
+
+
 @dataclass(slots=True)
 class _Followed:
     source: Source
@@ -72,7 +108,15 @@ class _Followed:
     listed: bool = False
     in_force: bool = False  # what was listed is
     lost: SvcdpError | None = None
+    unread_since: float | None = None
     task: asyncio.Task[None] | None = None
+
+    def look(self) -> None:
+        """Note since when the source cannot be read."""
+        if self.lost is None and not any(isinstance(e, SourceError) for e in self.source.errors):
+            self.unread_since = None
+        elif self.unread_since is None:
+            self.unread_since = time.monotonic()
 
 
 class Sync:
@@ -81,20 +125,32 @@ class Sync:
     ``mode.update`` runs in a worker thread, never twice at a time; what arrives meanwhile goes
     into the next one. Nothing is sent before every source followed so far has been listed once.
     An update that raises is tried again, with all that came since, after ``retry`` seconds
-    (the first wait and the longest). The mode is not closed.
+    (the first wait and the longest). The mode is not closed. ``on_update`` is told of each try,
+    in the event loop's thread.
     Methods and properties are for the event loop's thread.
     """
 
     def __init__(
-        self, mode: Sink, node: NodeContext, *, retry: tuple[float, float] = (0.5, 30.0)
+        self,
+        mode: Sink,
+        node: NodeContext,
+        *,
+        retry: tuple[float, float] = (0.5, 30.0),
+        on_update: Callable[[Update], None] = lambda update: None,
     ) -> None:
         self._mode = mode
         self._tracker = Tracker(node)
         self._retry = retry
+        self._on_update = on_update
         self._followed: list[_Followed] = []
         self._inbox: list[tuple[int, str, Change]] = []
         self._sent: dict[Key, ServiceSpec] = {}
         self._failure: Exception | None = None
+        self._triggers: list[str] = []
+        self._in_force: Counter[str] = Counter()  # of state.changed
+        self._inbox_since: float | None = None
+        self._taken_since: float | None = None
+        self._queued = self._updated = 0.0
         self._reported: dict[str, None] = {}
         self._generation = 0
         self._wake = asyncio.Event()
@@ -185,6 +241,35 @@ class Sync:
             problems=len(self.problems),
         )
 
+    @property
+    def progress(self) -> Progress:
+        """How far behind the sources this node is."""
+        for followed in self._followed:
+            followed.look()
+        changed = self._tracker.state.changed
+        pending = changed - self._in_force
+        for _, _, change in self._inbox:
+            pending.update(type(found).__name__ for found in change.objects)
+            pending.update(key.kind for key in change.deleted)
+        unread = [each.unread_since for each in self._followed if each.unread_since is not None]
+        return Progress(
+            changed=changed.copy(),
+            pending=pending,
+            waiting_since=self._inbox_since if self._taken_since is None else self._taken_since,
+            queued=self._queued,
+            updated=self._updated,
+            unread_since=min(unread, default=None),
+            failure=self._failure,
+        )
+
+    def health_checks(self) -> list[HealthCheck]:
+        """What health-check node ports have to say; by Service."""
+        return self._tracker.health_checks()
+
+    def without_local_endpoints(self) -> tuple[int, int]:
+        """As of :class:`svcdp.kube.tracker.Tracker`."""
+        return self._tracker.without_local_endpoints()
+
     def services(self) -> list[ServiceStatus]:
         """All Services, by namespace and name."""
         return [self._status(ref) for ref in sorted(self._tracker.state.services)]
@@ -239,9 +324,10 @@ class Sync:
         while True:
             try:
                 async for batch in source.changes():
-                    self._inbox += [(followed.rank, source.name, change) for change in batch]
+                    self._put(followed, batch)
                     followed.listed = True
                     followed.lost = None
+                    followed.look()
                     pause = self._retry[0]
                     self._wake.set()
                 if followed.listed:
@@ -252,12 +338,20 @@ class Sync:
             except Exception as error:  # a bug in one source; the others must go on
                 log.exception("%s: failed", source.name)
                 followed.lost = SourceError(f"{source.name}: {error!r}")
+            followed.look()
             self._report()
             await self._notify()
             if not followed.listed:
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
+
+    def _put(self, followed: _Followed, batch: Sequence[Change]) -> None:
+        self._inbox += [(followed.rank, followed.source.name, change) for change in batch]
+        if batch:
+            self._queued = time.time()
+            if self._inbox_since is None:
+                self._inbox_since = time.monotonic()
 
     async def _work(self) -> None:
         """The one task that resolves and updates."""
@@ -272,13 +366,19 @@ class Sync:
                 if not self._all_listed():
                     continue
                 batch, self._inbox = self._inbox, []
+                if self._taken_since is None:
+                    self._taken_since = self._inbox_since
+                self._inbox_since = None
                 listed = [followed for followed in self._followed if followed.listed]
                 dirty |= self._tracker.apply(batch)
+                self._triggers += self._tracker.take_triggers()
+                began = time.monotonic()
                 try:
                     await self._update(dirty)
                 except Exception as error:  # whatever it is, the state must not be lost
                     log.debug("update failed", exc_info=True)
                     self._failure = error
+                    self._on_update(Update(time.monotonic() - began, error))
                     self._report()
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._stop.wait(), pause)
@@ -287,6 +387,7 @@ class Sync:
                     continue
                 dirty.clear()
                 self._failure = None
+                self._settle(time.monotonic() - began)
                 pause = self._retry[0]
                 self._generation += 1
                 for followed in listed:
@@ -295,6 +396,14 @@ class Sync:
                 await self._notify()
         finally:
             await self._notify()
+
+    def _settle(self, seconds: float) -> None:
+        """All that was taken is in force."""
+        self._updated = time.time()
+        self._taken_since = None
+        self._in_force = self._tracker.state.changed.copy()
+        triggers, self._triggers = tuple(self._triggers), []
+        self._on_update(Update(seconds, None, triggers))
 
     async def _update(self, keys: Iterable[Key]) -> None:
         """Send what differs from what was sent."""

@@ -8,11 +8,12 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from svcdp.errors import ClosedError, ConfigError, ManifestError, SourceError, SvcdpError
 from svcdp.kube import Change, NodeContext, decode
-from svcdp.sync import Counts, Sync
+from svcdp.sync import Counts, Progress, Sync, Update
 from svcdp.types import ServiceSpec
 
 DEADLINE = 20.0
@@ -330,5 +331,102 @@ def test_outside_of_its_context_it_is_closed() -> None:
             pass
         with pytest.raises(ClosedError):
             sync.follow(FakeSource())
+
+    run(test)
+
+
+def test_progress_says_what_waits() -> None:
+    async def test() -> None:
+        mode, source = FakeMode(), FakeSource()
+        seen: list[Update] = []
+        async with Sync(mode, NodeContext(), on_update=seen.append, retry=RETRY) as sync:
+            assert sync.progress == Progress({}, {}, None, 0, 0, None, None)
+            sync.follow(source)
+            source.say(Change(objects=objects("web1", "web2")))
+            await sync.ready()
+            progress = sync.progress
+            assert progress.changed == {"Service": 2, "EndpointSlice": 2}
+            assert (progress.pending, progress.waiting_since) == ({}, None)
+            assert progress.updated >= progress.queued > 0
+            assert [each.error for each in seen] == [None]
+
+            source.say(Change(objects=objects("web1", "web2")))
+            await sync.wait(1)
+            assert sync.progress.changed == progress.changed, "nothing is different"
+
+            mode.open.clear()
+            mode.entered.clear()
+            mode.failures = [ConfigError("no")] * 2
+            source.say(Change(objects=objects("web2", endpoint="10.1.0.2")))
+            await asyncio.to_thread(mode.entered.wait, DEADLINE)
+            waiting = sync.progress.waiting_since
+            assert waiting is not None
+            assert sync.progress.pending == {"EndpointSlice": 1}
+            source.say(Change(objects=objects("web3"), deleted=(objects("web1")[0].key,)))
+            while sync.progress.pending != {"EndpointSlice": 2, "Service": 2}:
+                await asyncio.sleep(0)
+            assert sync.progress.waiting_since == waiting, "of the oldest"
+            mode.open.set()
+            while sync.progress.failure is None:
+                await asyncio.sleep(0)
+            assert str(sync.progress.failure) == "no"
+            while sync.progress.pending:
+                await asyncio.sleep(0)
+            assert (sync.progress.waiting_since, sync.progress.failure) == (None, None)
+            assert [str(each.error) for each in seen] == ["None"] * 2 + ["no", "no", "None"]
+
+    run(test)
+
+
+def test_a_source_that_cannot_be_read_is_known_since_when() -> None:
+    async def test() -> None:
+        source = FakeSource()
+        async with Sync(FakeMode(), NodeContext(), retry=RETRY) as sync:
+            sync.follow(source)
+            source.say(Change())
+            await sync.ready()
+            source.errors = [ManifestError("a mistake in one object is none of the source")]
+            assert sync.progress.unread_since is None
+            source.errors = [SourceError("gone")]
+            since = sync.progress.unread_since
+            assert since is not None
+            assert sync.progress.unread_since == since
+            source.errors = []
+            assert sync.progress.unread_since is None
+            source.say(SourceError("lost"))
+            while sync.progress.unread_since is None:
+                await asyncio.sleep(0)
+            source.say_nothing_new()
+            while sync.progress.unread_since is not None:
+                await asyncio.sleep(0)
+
+    run(test)
+
+
+def test_updates_say_what_changed_slices_say() -> None:
+    """When what is in force now was changed, once for each change that made a difference."""
+
+    def changed(at: str, endpoint: str) -> Change:
+        [web, found] = objects("web1", endpoint=endpoint)
+        note = {"endpoints.kubernetes.io/last-change-trigger-time": at}
+        metadata = msgspec.structs.replace(found.metadata, annotations=note)
+        return Change(objects=(web, msgspec.structs.replace(found, metadata=metadata)))
+
+    async def test() -> None:
+        mode, source = FakeMode(), FakeSource()
+        seen: list[Update] = []
+        async with Sync(mode, NodeContext(), on_update=seen.append, retry=RETRY) as sync:
+            sync.follow(source)
+            source.say(changed("1", "10.1.0.1"))
+            await sync.ready()
+            source.say(changed("1", "10.1.0.1"))
+            await sync.wait(1)
+            mode.failures = [ConfigError("no")]
+            source.say(changed("2", "10.1.0.2"))
+            await sync.wait(2)
+            [*_, found] = objects("web1")
+            source.say(Change(deleted=(found.key,)))
+            await sync.wait(3)
+        assert [each.triggers for each in seen] == [("1",), (), (), ("2",), ()]
 
     run(test)

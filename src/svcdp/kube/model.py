@@ -22,6 +22,7 @@ __all__ = [
     "EndpointHints",
     "EndpointPort",
     "EndpointSlice",
+    "Node",
     "Object",
     "ObjectKey",
     "ObjectMeta",
@@ -80,6 +81,7 @@ class ObjectMeta(_Record, frozen=True):
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
 
     @property
     def hidden(self) -> bool:
@@ -140,6 +142,8 @@ class ServiceSpec(_Record, frozen=True):
     session_affinity_config: SessionAffinityConfig | None = None
     external_ips: tuple[str, ...] | None = msgspec.field(name="externalIPs", default=None)
     internal_traffic_policy: Literal["Cluster", "Local", ""] | None = None
+    external_traffic_policy: Literal["Cluster", "Local", ""] | None = None
+    health_check_node_port: OptionalPortNumber | None = None
     load_balancer_source_ranges: tuple[str, ...] | None = None
 
 
@@ -229,6 +233,25 @@ class EndpointSlice(_Record, frozen=True):
         """The Service it belongs to; None: to nobody."""
         name = (self.metadata.labels or {}).get(SERVICE_NAME_LABEL)
         return ServiceRef(self.metadata.namespace or "default", name) if name else None
+
+
+class Taint(_Record, frozen=True):
+    """What keeps Pods off a node, or says what becomes of it."""
+
+    key: str
+
+
+class NodeSpec(_Record, frozen=True):
+    """What is wanted of a node."""
+
+    taints: tuple[Taint, ...] | None = None
+
+
+class Node(_Record, frozen=True):
+    """A ``v1`` Node, as far as load balancers are told of it."""
+
+    metadata: ObjectMeta
+    spec: NodeSpec | None = None
 
 
 Object = Service | EndpointSlice

@@ -34,7 +34,14 @@ from svcdp.kube.state import Change, State
 from svcdp.kube.topology import EndpointSets, endpoint_sets
 from svcdp.types import DestinationSpec, ServiceSpec, SourceRule
 
-__all__ = ["Resolution", "Resolved", "resolve", "resolve_all", "resolve_service"]
+__all__ = [
+    "Resolution",
+    "Resolved",
+    "cluster_ips",
+    "resolve",
+    "resolve_all",
+    "resolve_service",
+]
 
 _AFFINITY_SECONDS = 10800  # the API's default for ClientIP
 _NOT_MASQUERADED = (SourceRule(),)
@@ -104,15 +111,15 @@ def resolve_service(
     if not spec.cluster_ip:
         return Resolved(problems=[service.problem("spec.clusterIP", "missing; nothing is served")])
     annotations, problems = read_annotations(service, node)
-    cluster_ips = _cluster_ips(service)
-    if len(cluster_ips) < len(spec.cluster_ips or ()):
-        served = ", ".join(cluster_ips.values()) or "none"
+    addresses = cluster_ips(service)
+    if len(addresses) < len(spec.cluster_ips or ()):
+        served = ", ".join(addresses.values()) or "none"
         problems.append(service.problem("spec.ipFamilies", f"of clusterIPs, it admits {served}"))
     groups = endpoints_by_port(slices, node.name)
     resolved = Resolved(problems=problems)
     external, bad = external_addresses(service, node)
     problems += bad
-    for family, address in cluster_ips.items():
+    for family, address in addresses.items():
         for port in spec.ports or ():
             key = PortKey(family, port.name or "", port.protocol or "TCP")
             sets = endpoint_sets(groups.get(key, ()), node)
@@ -151,7 +158,7 @@ def resolve_service(
     return resolved
 
 
-def _cluster_ips(service: Service) -> dict[IPFamily, str]:
+def cluster_ips(service: Service) -> dict[IPFamily, str]:
     """The cluster IP of each family (``GetClusterIPByFamily``)."""
     spec = service.spec
     first = parse_address(spec.cluster_ip or "")

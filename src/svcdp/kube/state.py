@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,6 +11,8 @@ from svcdp.errors import ConflictError
 from svcdp.kube.model import EndpointSlice, Object, ObjectKey, Service, ServiceRef
 
 __all__ = ["Change", "Origin", "State"]
+
+TRIGGER_ANNOTATION = "endpoints.kubernetes.io/last-change-trigger-time"
 
 Origin = tuple[int, str, str]
 """Where an object is from: rank and name of the source, and the place in it (a file)."""
@@ -40,6 +43,11 @@ class State:
         self._held: dict[Origin, dict[ObjectKey, Object]] = {}
         self._origins: dict[ObjectKey, list[Origin]] = {}  # sorted
         self._shared: set[ObjectKey] = set()  # those with several origins
+        #: How many objects of each kind came, went or became different.
+        self.changed: Counter[str] = Counter()
+        #: When changed slices say that what changed them was, for those who want to know how long
+        #: it took. Theirs to empty.
+        self.triggers: list[str] = []
         self._services: dict[ServiceRef, Service] = {}
         self._slices: dict[ServiceRef, dict[str, EndpointSlice]] = {}
 
@@ -116,6 +124,7 @@ class State:
             del self._origins[key]
         if before == after:
             return set()
+        self.changed[key.kind] += 1
         touched: set[ServiceRef] = set()
         if before is not None and before.ref is not None:
             touched.add(before.ref)
@@ -130,6 +139,8 @@ class State:
             self._services[ref] = found
         else:
             self._slices.setdefault(ref, {})[found.metadata.name] = found
+            if trigger := (found.metadata.annotations or {}).get(TRIGGER_ANNOTATION):
+                self.triggers.append(trigger)
 
     def _remove(self, found: Object, ref: ServiceRef) -> None:
         if isinstance(found, Service):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from svcdp.errors import ManifestError, SvcdpError
 from svcdp.kube.claims import Claims, Key
 from svcdp.kube.context import NodeContext
+from svcdp.kube.health import HealthCheck, LocalEndpoints, local_endpoints
 from svcdp.kube.model import ServiceRef
 from svcdp.kube.resolve import resolve_service
 from svcdp.kube.state import Change, State
@@ -26,6 +27,7 @@ class Tracker:
         self.state = State()
         self.claims = Claims()
         self._problems: dict[ServiceRef, list[ManifestError]] = {}
+        self._local: dict[ServiceRef, LocalEndpoints] = {}  # of those that must know
 
     def apply(self, changes: Iterable[tuple[int, str, Change]]) -> set[Key]:
         """Take changes in, each with the rank and name of its source.
@@ -44,6 +46,11 @@ class Tracker:
         """The spec in force for a key; None: nobody's."""
         return self.claims.held(key)
 
+    def take_triggers(self) -> list[str]:
+        """Those of :attr:`State.triggers` that are new."""
+        taken, self.state.triggers = self.state.triggers, []
+        return taken
+
     def problems(self) -> list[SvcdpError]:
         """What is wrong with the objects now."""
         found: list[SvcdpError] = [*self.state.conflicts()]
@@ -51,12 +58,30 @@ class Tracker:
             found += self._problems[ref]
         return [*found, *self.claims.conflicts()]
 
+    def health_checks(self) -> list[HealthCheck]:
+        """What health-check node ports have to say; by Service."""
+        return [check for _, local in sorted(self._local.items()) for check in local.checks]
+
+    def without_local_endpoints(self) -> tuple[int, int]:
+        """How many Services have traffic that must stay on this node and finds nobody here: by
+        internal, and by external traffic policy.
+        """
+        return (
+            sum(local.lacks_internal for local in self._local.values()),
+            sum(local.lacks_external for local in self._local.values()),
+        )
+
     def _resolve(self, ref: ServiceRef) -> set[Key]:
         service = self.state.services.get(ref)
         self._problems.pop(ref, None)
+        self._local.pop(ref, None)
         if service is None:
             return self.claims.replace(ref, ())
-        resolved = resolve_service(service, self.state.slices(ref), self.node)
+        slices = self.state.slices(ref)
+        local = local_endpoints(service, slices, self.node)
+        if any(local):
+            self._local[ref] = local
+        resolved = resolve_service(service, slices, self.node)
         if resolved.problems:
             self._problems[ref] = resolved.problems
         return self.claims.replace(ref, resolved.claims)
