@@ -38,6 +38,7 @@ from svcdp.records import (
     check_service,
     check_settings,
     compile_service,
+    order_subsets,
     parse_address,
     ports_of,
 )
@@ -50,7 +51,7 @@ from svcdp.status import (
     Stats,
 )
 from svcdp.timeouts import TIMEOUTS, TimeoutClasses, check_timeouts, timeout_list
-from svcdp.transaction import Installed, Transaction, VirtualService
+from svcdp.transaction import Installed, Transaction, VirtualService, subset_edits
 from svcdp.types import DestinationSpec, Flow, Protocol, ServiceSpec, Settings, fwmark_key
 
 __all__ = [
@@ -277,7 +278,11 @@ class Dataplane(Core):
             former = self._formers(outgoing, installed)
             self.commit(
                 [
-                    (state.record, self._edits(state, services[key], bases[key]))
+                    (
+                        state.record,
+                        self._edits(state, services[key], bases[key]),
+                        subset_edits(state, bases[key]),
+                    )
                     for key, state in installed.items()
                 ],
                 removed,
@@ -381,8 +386,10 @@ class Dataplane(Core):
                 else:
                     handle = self.new_destination(parse_address(endpoint[0]).packed, endpoint[1])
             handles[endpoint] = handle
-        record = compile_service(spec, handles, scheduler, self._affinity(spec), timeouts)
-        return Installed(spec, handles, scheduler, record)
+        subsets = order_subsets(spec, () if base is None else base.subsets)
+        affinity = self._affinity(spec)
+        record = compile_service(spec, handles, subsets, scheduler, affinity, timeouts)
+        return Installed(spec, handles, subsets, scheduler, record)
 
     def _scheduler(self, spec: ServiceSpec, base: Installed | None) -> Scheduler | None:
         if spec.scheduler in schedulers.BUILTIN:
@@ -581,10 +588,11 @@ class Dataplane(Core):
             return explain_known(flow, spec, Connection.from_row(row, now), is_reply, is_gone)
         if state is None or spec is None:
             return Explanation(flow, "pass", None, (), ("no service has this address and port",))
+        subset = None if rule_index < 0 else state.subsets[rule_index]
         return explain_new(
             flow,
             spec,
-            [*reversed(state.handles)],
+            [*reversed(state.handles if subset is None else subset)],
             [endpoint for endpoint, handle in state.handles.items() if handle.overloaded],
             rule_index,
             member,

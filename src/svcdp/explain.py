@@ -151,8 +151,8 @@ def explain_new(
     choice: int,
     bypass: bool,
 ) -> Explanation:
-    """``order`` is that of the core, in which ``member`` and ``choice`` count: see
-    `Core.inspect`; ``bypass``: the setting cache_bypass.
+    """``order`` is that of the core, in which ``member`` and ``choice`` count, and has all who may
+    serve: see `Core.inspect`; ``bypass``: the setting cache_bypass.
     """
     reasons = [f"service {spec}: {len(spec.destinations)} destinations"]
     if rule_index < 0:
@@ -160,18 +160,22 @@ def explain_new(
         return Explanation(flow, "drop", spec, (), tuple(reasons))
     rule = spec.rules[rule_index]
     admitted = f"in {', '.join(rule.sources)}" if rule.sources else "any source"
+    if rule.mark:
+        admitted += f" with mark {rule.mark:#x}"
     reasons.append(
         f"source rule {rule_index + 1} ({admitted}): "
         + ("masquerade" if rule.masquerade else "the client's address is kept")
+        + ("" if rule.endpoints is None else f"; {len(order)} of the destinations serve it")
     )
+    members = {(m.address, m.port): m for m in spec.destinations if (m.address, m.port) in order}
     candidates = [
-        m
-        for m in spec.destinations
-        if m.weight > 0 and (m.address, m.port) not in overloaded and spec.scheduler != "none"
+        member
+        for endpoint, member in members.items()
+        if member.weight > 0 and endpoint not in overloaded and spec.scheduler != "none"
     ]
     if member >= 0:
         bound = order[member]
-        candidates = [m for m in spec.destinations if (m.address, m.port) == bound]
+        candidates = [members[bound]]
         reasons.append(f"the client is persistent to {bound[0]} port {bound[1]}")
     nobody = "no destination with a weight that is not overloaded"
     if candidates and member < 0 and choice == NOBODY:

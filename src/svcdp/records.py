@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import zip_longest
 from typing import NamedTuple
 
 from svcdp import schedulers
@@ -28,9 +29,12 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[str, int, str]
 Endpoint = tuple[str, int]
+#: The endpoints of a source rule in the order in which they came; None: the rule has none.
+Subset = tuple[Endpoint, ...] | None
 
-#: Networks (None: any source), whether to masquerade, verdict and answer when nobody serves.
-CompiledRule = tuple[tuple[tuple[bytes, bytes], ...] | None, bool, int, int]
+#: Networks (None: any source), whether to masquerade, verdict and answer when nobody serves, mark,
+#: the service of a rule with endpoints of its own.
+CompiledRule = tuple[tuple[tuple[bytes, bytes], ...] | None, bool, int, int, int, "Record | None"]
 #: Method, tunnel type, checksum, port and source, MTU, mark.
 Config = tuple[int, int, bool, int, bytes, int, int]
 #: Id, weight, upper and lower threshold, config.
@@ -281,12 +285,42 @@ def check_tunnel(spec: DestinationSpec, address: Address) -> TunnelSpec | None:
     return tunnel if tunnel.source == source.text else replace(tunnel, source=source.text)
 
 
-def compile_rules(rules: tuple[SourceRule, ...], service: ServiceSpec) -> tuple[CompiledRule, ...]:
+def order_subsets(spec: ServiceSpec, before: Sequence[Subset]) -> tuple[Subset, ...]:
+    """The endpoints of each rule: who is there ``before`` keeps its place. ConfigError."""
+    return tuple(
+        order_subset(rule, spec, former)
+        for rule, former in zip_longest(spec.rules, before[: len(spec.rules)])
+    )
+
+
+def order_subset(rule: SourceRule, spec: ServiceSpec, before: Subset) -> Subset:
+    if not isinstance(rule, SourceRule):
+        raise ConfigError(f"{spec}: {rule!r} is no SourceRule")
+    if rule.endpoints is None:
+        return None
+    if not isinstance(rule.endpoints, tuple | list) or not all(
+        isinstance(each, tuple | list) and len(each) == 2 for each in rule.endpoints
+    ):
+        raise ConfigError(f"{spec}: {rule.endpoints!r} is no tuple of (address, port)")
+    known = {(m.address, m.port) for m in spec.destinations}
+    wanted: dict[Endpoint, None] = {}
+    for address, port in rule.endpoints:
+        endpoint = (check_address(address, f"{spec}: source rule: endpoint").text, port)
+        if endpoint not in known:
+            raise ConfigError(f"{spec}: source rule: {address} port {port} is no destination")
+        wanted[endpoint] = None
+    kept = dict.fromkeys(endpoint for endpoint in before or () if endpoint in wanted)
+    return tuple(kept | wanted)
+
+
+def compile_rules(
+    rules: tuple[SourceRule, ...], service: ServiceSpec, subsets: list[Record | None]
+) -> tuple[CompiledRule, ...]:
     version = parse_address(service.address).version
     compiled = []
-    for rule in rules:
-        if not isinstance(rule, SourceRule) or not isinstance(rule.sources, tuple | list):
-            raise ConfigError(f"{service}: {rule!r} is no SourceRule with a tuple of sources")
+    for rule, subset in zip(rules, subsets, strict=True):
+        if not isinstance(rule.sources, tuple | list):
+            raise ConfigError(f"{service}: {rule!r} has no tuple of sources")
         check_flag(rule.masquerade, f"{service}: masquerade")
         try:
             if not all(isinstance(source, str) for source in rule.sources):
@@ -296,7 +330,8 @@ def compile_rules(rules: tuple[SourceRule, ...], service: ServiceSpec) -> tuple[
         except ValueError as error:
             raise ConfigError(f"{service}: source rule: {error}") from None
         check_choice(rule.on_empty, ON_EMPTY, f"{service}: on_empty")
-        compiled.append((networks, rule.masquerade, *ON_EMPTY[rule.on_empty]))
+        check_number(rule.mark, 0, MARK_MAX, f"{service}: source rule: mark")
+        compiled.append((networks, rule.masquerade, *ON_EMPTY[rule.on_empty], rule.mark, subset))
     return tuple(compiled)
 
 
@@ -340,13 +375,14 @@ class Chooser:
 def compile_service(
     spec: ServiceSpec,
     handles: dict[Endpoint, Handle],
+    subsets: tuple[Subset, ...],
     scheduler: Scheduler | None,
     affinity: int,
     timeouts: int,
 ) -> Record:
     """What the core takes for a spec whose destinations have these handles, in the order in which
-    they were added. ``affinity`` and ``timeouts`` are numbers that the dataplane gave to its
-    persistence group and its set of timeouts. ConfigError.
+    they were added, and whose rules have these subsets of them. ``affinity`` and ``timeouts`` are
+    numbers that the dataplane gave to its persistence group and its set of timeouts. ConfigError.
     """
     address = parse_address(spec.address)
     is_mark = spec.protocol == "fwmark"
@@ -362,7 +398,7 @@ def compile_service(
     for endpoint, handle in newest_first:
         m = specs[endpoint]
         members.append((handle.id, m.weight, m.upper, m.lower, compile_config(m)))
-    return Record(
+    record = Record(
         # A mark stands where others have their address.
         address=spec.port.to_bytes(4, "big") + bytes(12) if is_mark else address.packed,
         port=0 if is_mark else spec.port,
@@ -380,7 +416,7 @@ def compile_service(
         affinity=affinity,
         masquerade=masquerade,
         members=members,
-        rules=compile_rules(spec.rules, spec),
+        rules=(),
         words=1 if address.version == 4 else 4,
         last_port=0 if is_mark else ports_of(spec)[1],
         scheduler_flags=schedulers.flag_bits(spec.scheduler_flags),
@@ -392,4 +428,21 @@ def compile_service(
         on_removal=REMOVALS[spec.on_removal],
         mss_clamp=spec.mss_clamp,
         is_ftp=spec.helper == "ftp",
+    )
+    narrowed = [
+        None if subset is None else narrow(record, [handles[each].id for each in reversed(subset)])
+        for subset in subsets
+    ]
+    record.rules = compile_rules(spec.rules, spec, narrowed)
+    return record
+
+
+def narrow(record: Record, ids: list[int]) -> Record:
+    """The service with these of its members only, in this order."""
+    members = {member[0]: member for member in record.members}
+    candidates = {handle.id: handle for handle in record.candidates or ()}
+    return replace(
+        record,
+        members=[members[id] for id in ids],
+        candidates=record.candidates and tuple(candidates[id] for id in ids if id in candidates),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from svcdp.records import (
     Endpoint,
     Key,
     Record,
+    Subset,
     check_address,
     check_destination,
     check_key,
@@ -29,12 +31,46 @@ __all__ = ["Transaction", "VirtualService"]
 
 @dataclass(slots=True)
 class Installed:
-    """A service in force. ``handles`` in the order in which destinations were added."""
+    """A service in force. ``handles`` in the order in which destinations were added, and
+    ``subsets`` of them for each of its rules.
+    """
 
     spec: ServiceSpec
     handles: dict[Endpoint, Handle]
+    subsets: tuple[Subset, ...]
     scheduler: Scheduler | None
     record: Record
+
+
+def subset_edits(state: Installed, base: Installed | None) -> list[list[tuple[str, int, int]]]:
+    """The steps from what the rules of a service were to what they are, by id."""
+    former = () if base is None else base.subsets[: len(state.subsets)]
+    return [
+        _steps(state, after, base, before) for after, before in zip_longest(state.subsets, former)
+    ]
+
+
+def _steps(
+    state: Installed, after: Subset, base: Installed | None, before: Subset
+) -> list[tuple[str, int, int]]:
+    if not after and not before:
+        return []
+    former = {} if base is None else dict(_weights(base, before))
+    weights = dict(_weights(state, after))
+    steps = [("remove", id, 0) for id in former if id not in weights]
+    for id, weight in weights.items():
+        if id not in former:
+            steps.append(("add", id, weight))
+        elif weight != former[id]:
+            steps.append(("edit", id, weight))
+    return steps
+
+
+def _weights(state: Installed, subset: Subset) -> Iterator[tuple[int, int]]:
+    """(id, weight) of each, in this order."""
+    weights = {(member.address, member.port): member.weight for member in state.spec.destinations}
+    for endpoint in subset or ():
+        yield state.handles[endpoint].id, weights[endpoint]
 
 
 class VirtualService:

@@ -166,7 +166,10 @@ class SourceRule:
 
     A service has an ordered list of these; the first whose ``sources`` (CIDRs;
     empty means any) hold the client's address decides. A client that no rule
-    admits is dropped (``Reason.SOURCE_RANGE``). When there is nobody to serve it,
+    admits is dropped (``Reason.SOURCE_RANGE``). ``mark``: only packets whose firewall mark has all
+    of these bits. ``endpoints``, (address, port) each, are those of the service's destinations
+    that serve these clients (None: all do); schedulers see no others then, and an affinity to
+    another one does not count. When there is nobody to serve it,
     a client is told by a TCP reset or ICMP ("reject"), by ICMP port unreachable for
     TCP too ("unreachable", as kube-proxy and IPVS do), or not at all ("drop").
     """
@@ -174,6 +177,8 @@ class SourceRule:
     sources: tuple[str, ...] = ()
     masquerade: bool = False
     on_empty: Literal["reject", "unreachable", "drop"] = "reject"
+    mark: int = 0
+    endpoints: tuple[tuple[str, int], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

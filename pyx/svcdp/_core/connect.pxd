@@ -347,10 +347,12 @@ cdef inline Conn *new_connection(
     if service is NULL:
         decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_SERVICE)
         return NULL
-    rule = rule_for(service, view.source)
+    rule = rule_for(service, view.source, packet.mark)
     if rule is NULL:
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_SOURCE_RANGE)
         return NULL
+    if rule.subset is not NULL:
+        service = rule.subset
     if not opens(engine, snapshot, worker, view, packet, service, rule):
         return NULL
     if unlikely(drops_new(engine)):

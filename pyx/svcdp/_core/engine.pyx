@@ -696,7 +696,7 @@ cdef class Core:
         cdef DestConfig *config
         cdef list made = []
         try:
-            for record, _ in services:
+            for record, *_ in services:
                 for id, _, _, _, wanted in record.members:
                     if self.configs.get(id) == wanted:
                         continue
@@ -773,11 +773,11 @@ cdef class Core:
     ):
         """Publish a change; packets see all of its services or none.
 
-        `services`: (record, edits) of services to add or replace; `removed`: records of services
-        to drop; the ids of destinations that no service names any more, and of those that one
-        names again. `books`: (dict, keys that leave it, what enters it) of the caller's, which
-        follow before a signal handler can raise. MemoryError or OverflowError, and then nothing
-        has changed.
+        `services`: (record, edits, edits of the subset of each rule) of services to add or
+        replace; `removed`: records of services to drop; the ids of destinations that no service
+        names any more, and of those that one names again. `books`: (dict, keys that leave it, what
+        enters it) of the caller's, which follow before a signal handler can raise. MemoryError or
+        OverflowError, and then nothing has changed.
         """
         cdef list added = []
         cdef list outgoing = []
@@ -792,15 +792,16 @@ cdef class Core:
         cdef Snapshot *old = self.engine.snapshot
         try:
             configs = self.new_configs(services)
-            for record, edits in services:
+            for record, edits, subset_edits in services:
                 service = service_new(record, &self.engine.destinations)
                 added.append(<uintptr_t>service)
                 if record.chooser is not None:
-                    self.choosers[<uintptr_t>service] = (record.chooser, record.candidates)
+                    self.choosers[<uintptr_t>service] = record
                 before = self.find_service(record)
                 if before is not NULL:
                     outgoing.append(<uintptr_t>before)
                 advance(service, edits, before)
+                advance_subsets(service, subset_edits, before)
             for record in removed:
                 before = self.find_service(record)
                 if before is not NULL:
@@ -819,7 +820,7 @@ cdef class Core:
             if config != self.plain:
                 replaced.append(<uintptr_t>config)
             self.configs[id] = wanted
-        for pointer, (record, _) in zip(added, services):
+        for pointer, (record, *_) in zip(added, services):
             self.publish_destination(<Service *><uintptr_t>pointer, record)
         for id in removed_ids:
             dest_of(&self.engine.destinations, id).removed = True
@@ -1329,13 +1330,14 @@ cdef class Core:
         (row of its connection or None, whether the flow is the reply of that connection,
         whether it is dropped because the connection's destination is gone,
         key of the service (address or None for a fwmark, port or mark, protocol) or None,
-        index of the service's rule that admits the source or -1, index of the member it is
-        persistent to or -1, index of the member that the scheduler picks, -1 for nobody, or
-        UNFORESEEN), the last three -1 without a service.
+        index of the service's rule that admits the source or -1, index in the rule's subset of the
+        member it is persistent to or -1, of the member that the scheduler picks, -1 for nobody,
+        or UNFORESEEN), the last three -1 without a service.
         """
         cdef View view
         cdef Conn *conn
         cdef Service *service
+        cdef Service *subset
         cdef const Rule *rule
         cdef Affinity affinity
         cdef uint32_t direction = FROM_CLIENT
@@ -1367,12 +1369,13 @@ cdef class Core:
         service = service_of(self.engine, self.engine.snapshot, &view, mark)
         if service is NULL or is_from_ftp(self.engine.snapshot, &view):
             return row, direction == FROM_DESTINATION, found == DROP, None, -1, -1, -1
-        rule = rule_for(service, view.source)
+        rule = rule_for(service, view.source, mark)
+        subset = rule.subset if rule is not NULL and rule.subset is not NULL else service
         if service.persistence and affinity_of(self.engine, service, NULL, &view, &affinity):
-            member = sticky_member(self.engine, service, &affinity, now)
+            member = sticky_member(self.engine, subset, &affinity, now)
         if found != FORGET:
             # What is about to be forgotten still counts as load.
-            choice = foresee(service, &view)
+            choice = foresee(subset, &view)
         return (
             row, direction == FROM_DESTINATION, found == DROP, key_of(service),
             -1 if rule is NULL else <int>(rule - service.rules), member, choice)

@@ -51,7 +51,7 @@ cdef inline Conn *outgoing_connection(
     client.source_port = view.destination_port
     client.destination = service.address
     client.destination_port = service.port
-    if rule_for(service, client.source) is NULL:
+    if rule_for(service, client.source, 0) is NULL:
         return NULL
     if not affinity_of(engine, service, packet.data, &client, &affinity):
         return NULL

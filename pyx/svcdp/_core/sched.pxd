@@ -168,4 +168,5 @@ cdef inline int32_t foresee(Service *service, const View *view) noexcept nogil:
 
 
 cdef int advance(Service *service, list edits, Service *before) except -1
+cdef int advance_subsets(Service *service, list edits, Service *before) except -1
 cdef void forget(Service *service) noexcept

@@ -87,6 +87,21 @@ cdef int advance(Service *service, list edits, Service *before) except -1:
     return 0
 
 
+cdef int advance_subsets(Service *service, list edits, Service *before) except -1:
+    """As advance(), for the subsets of a service: `edits` has a list for each of its rules."""
+    cdef uint32_t i
+    cdef Service *subset
+    cdef Service *former
+    for i in range(service.rule_count):
+        subset = service.rules[i].subset
+        if subset is not NULL:
+            former = NULL
+            if before is not NULL and i < before.rule_count:
+                former = before.rules[i].subset
+            advance(subset, edits[i], former)
+    return 0
+
+
 cdef int prepare(Service *service, Service *before) except -1:
     """Tables and memory. `before` has the same scheduler, or is NULL."""
     cdef Locality *locality

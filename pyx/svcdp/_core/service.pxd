@@ -42,6 +42,7 @@ cdef enum:
 
 cdef struct Dest
 cdef struct DestConfig
+cdef struct Service
 
 # Sends a packet into a tunnel: tunnel.pxd.
 ctypedef uint8_t (*Sender)(
@@ -103,6 +104,8 @@ cdef struct Network:
 cdef struct Rule:
     Network *networks          # NULL: any source
     uint32_t network_count
+    uint32_t mark              # bits that the packet's mark must have
+    Service *subset            # those of the destinations that serve it; NULL: all
     uint8_t masquerade
     uint8_t on_empty           # verdict when there is nobody to serve
     uint8_t answer             # and svcdp_answer of a rejected packet
@@ -196,12 +199,16 @@ cdef inline bint in_network(
     return True
 
 
-cdef inline const Rule *rule_for(const Service *service, const uint8_t *source) noexcept nogil:
-    """The first rule that admits the source, or NULL."""
+cdef inline const Rule *rule_for(
+    const Service *service, const uint8_t *source, uint32_t mark
+) noexcept nogil:
+    """The first rule that admits packets from the source with this mark, or NULL."""
     cdef uint32_t i, j
     cdef const Rule *rule
     for i in range(service.rule_count):
         rule = &service.rules[i]
+        if rule.mark & ~mark:
+            continue
         if rule.networks is NULL:
             return rule
         for j in range(rule.network_count):

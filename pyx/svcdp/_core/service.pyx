@@ -25,19 +25,24 @@ cdef int copy_bytes(uint8_t *to, bytes source) except -1:
     return 0
 
 
-cdef int fill_rules(Service *service, tuple rules) except -1:
-    """`rules`: (networks or None, masquerade, on_empty verdict, answer), networks of (address,
-    mask).
+cdef int fill_rules(
+    Service *service, tuple rules, DestinationTable *destinations
+) except -1:
+    """`rules`: (networks or None, masquerade, on_empty verdict, answer, mark, record of its subset
+    or None), networks of (address, mask).
     """
     cdef Rule *rule
     cdef uint32_t i, j
     service.rules = <Rule *>allocate(len(rules), sizeof(Rule))
     service.rule_count = <uint32_t>len(rules)
-    for i, (networks, masquerade, on_empty, answer) in enumerate(rules):
+    for i, (networks, masquerade, on_empty, answer, mark, subset) in enumerate(rules):
         rule = &service.rules[i]
         rule.masquerade = masquerade
         rule.on_empty = on_empty
         rule.answer = answer
+        rule.mark = mark
+        if subset is not None:
+            rule.subset = service_new(subset, destinations)
         if networks is None:
             continue
         rule.networks = <Network *>allocate(len(networks), sizeof(Network))
@@ -72,7 +77,7 @@ cdef int fill(Service *service, object record, DestinationTable *destinations) e
     if record.masquerade is not None:
         service.has_masquerade = True
         copy_bytes(service.masquerade, record.masquerade)
-    fill_rules(service, record.rules)
+    fill_rules(service, record.rules, destinations)
     service.members = <Member *>allocate(len(record.members), sizeof(Member))
     service.member_count = <uint32_t>len(record.members)
     for i, (id, weight, *_) in enumerate(record.members):
@@ -108,6 +113,8 @@ cdef void service_free(Service *service) noexcept:
     if service.rules is not NULL:
         for i in range(service.rule_count):
             free(service.rules[i].networks)
+            if service.rules[i].subset is not NULL:
+                service_free(service.rules[i].subset)
     forget(service)
     free(service.rules)
     free(service.members)

@@ -103,7 +103,7 @@ class Core:
     def forget(self) -> None: ...
     def commit(
         self,
-        services: list[tuple[Any, list[tuple[Any, ...]]]],
+        services: list[tuple[Any, list[tuple[Any, ...]], list[list[tuple[Any, ...]]]]],
         removed: list[Any],
         removed_ids: list[int],
         restored_ids: list[int],
