@@ -167,7 +167,8 @@ def explain_new(
         + ("masquerade" if rule.masquerade else "the client's address is kept")
         + ("" if rule.endpoints is None else f"; {len(order)} of the destinations serve it")
     )
-    members = {(m.address, m.port): m for m in spec.destinations if (m.address, m.port) in order}
+    serving = frozenset(order)
+    members = {(m.address, m.port): m for m in spec.destinations if (m.address, m.port) in serving}
     candidates = [
         member
         for endpoint, member in members.items()
