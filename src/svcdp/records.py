@@ -127,6 +127,16 @@ def check_address(text: str, what: str) -> Address:
     raise ConfigError(f"{what}: {text!r} is no IP address")
 
 
+def is_unicast(address: Address) -> bool:
+    """Whether one host has the address, and no interface need be named beside it: what
+    ip_vs_ctl.c, ip_vs_add_dest, asks of servers.
+    """
+    first, second = address.packed[:2]
+    if address.version == 4:
+        return not 224 <= first < 240 and address.text not in ("0.0.0.0", "255.255.255.255")
+    return first != 0xFF and (first, second & 0xC0) != (0xFE, 0x80) and address.text != "::"
+
+
 def check_number(number: int, low: int, high: int, what: str) -> int:
     """ConfigError unless it is an int in that range."""
     if not isinstance(number, int) or not low <= number <= high:
@@ -234,6 +244,8 @@ def check_destination(spec: DestinationSpec, service: ServiceSpec) -> Destinatio
         raise ConfigError(f"{service}: {spec!r} is no DestinationSpec")
     try:
         address = check_address(spec.address, "address")
+        if not is_unicast(address):
+            raise ConfigError("no server has such an address: not unicast, or link-local")
         check_port(spec.port, "destination", 0)
         check_number(spec.weight, 0, WEIGHT_MAX, "weight")
         check_number(spec.upper, 0, WEIGHT_MAX, "upper")

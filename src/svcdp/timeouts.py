@@ -13,6 +13,9 @@ __all__ = ["TIMEOUTS"]
 #: Sets of timeouts that services and connections can have at a time.
 CLASSES = 256
 
+#: Seconds; the core counts ns.
+SHORTEST = 1e-9
+
 #: Seconds without a packet after which a connection in this state is forgotten (ip_vs_proto_*.c).
 TIMEOUTS: Mapping[str, float] = {
     "none": 2,
@@ -50,8 +53,8 @@ def check_timeouts(timeouts: Mapping[str, float], what: str = "timeouts") -> dic
     if unknown:
         raise ConfigError(f"{what}: {', '.join(unknown)} unknown; there are {', '.join(TIMEOUTS)}")
     for seconds in timeouts.values():
-        if not isinstance(seconds, int | float) or not 0 < seconds < 1 << 31:
-            raise ConfigError(f"{what} must be above 0 and below 2^31 seconds, not {seconds!r}")
+        if not isinstance(seconds, int | float) or not SHORTEST <= seconds < 1 << 31:
+            raise ConfigError(f"{what} must be 1 ns to 2^31 seconds, not {seconds!r}")
     return dict(timeouts)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from svcdp import schedulers
@@ -13,7 +12,14 @@ from svcdp.errors import ConfigError
 from svcdp.ipvs.keys import read_endpoint, read_key
 from svcdp.ipvs.names import Names
 from svcdp.ipvs.words import CHECKSUMS, METHODS, Command, read_number, read_words
-from svcdp.records import Endpoint, Key, check_destination, check_service
+from svcdp.records import (
+    Endpoint,
+    Key,
+    check_destination,
+    check_service,
+    is_unicast,
+    parse_address,
+)
 from svcdp.types import DestinationSpec, ServiceSpec, SourceRule, TunnelSpec
 
 __all__ = ["STATES", "Restored", "new_service", "parse"]
@@ -253,16 +259,5 @@ def _read_tunnel(options: Options) -> TunnelSpec:
 
 
 def _check_unicast(text: str) -> None:
-    if not _is_unicast(text):
+    if not is_unicast(parse_address(text)):
         raise ConfigError(f"-r: {text} cannot be a server's: not unicast, or link-local")
-
-
-@lru_cache(maxsize=1 << 17)  # many services have the same servers
-def _is_unicast(text: str) -> bool:
-    address = ip_address(text)
-    return not (
-        address.is_multicast
-        or address.is_unspecified
-        or text == "255.255.255.255"
-        or (address.version == 6 and address.is_link_local)
-    )

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from svcdp import records
 from svcdp.errors import ManifestError
 from svcdp.kube._yaml import Lines, documents
 from svcdp.kube.model import EndpointSlice, Object, ObjectKey, Service, family_of, parse_address
@@ -186,12 +187,20 @@ def _problems(found: Object) -> Iterator[tuple[str, str]]:
     elif found.address_type != "FQDN":
         for index, endpoint in enumerate(found.endpoints or ()):
             for address in endpoint.addresses[:1]:
-                yield from _address_problems(f".endpoints[{index}].addresses[0]", address)
+                yield from _server_problems(f".endpoints[{index}].addresses[0]", address)
 
 
 def _address_problems(path: str, text: str) -> Iterator[tuple[str, str]]:
     try:
         parse_address(text)
+    except ManifestError as error:
+        yield path, error.message
+
+
+def _server_problems(path: str, text: str) -> Iterator[tuple[str, str]]:
+    try:
+        if not records.is_unicast(records.parse_address(parse_address(text))):
+            yield path, f"{text!r} cannot be a server's: broadcast, or link-local"
     except ManifestError as error:
         yield path, error.message
 

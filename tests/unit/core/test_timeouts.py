@@ -90,6 +90,8 @@ BAD: list[dict[str, Any]] = [
     {"forever": 1},
     {"udp": 0},
     {"udp": -1},
+    {"udp": 9e-10},
+    {"udp": float("nan")},
     {"udp": "5"},
     {"udp": None},
     {"udp": 1 << 31},

@@ -142,6 +142,8 @@ MISTAKES = [
     (SLICE, b"addressType: IPv4", b"x: y", 1, "$.addressType", WEB_1),
     (SLICE, b"- 10.1.0.7", b"- web.example", 10, "$.endpoints[0].addresses[0]", WEB_1),
     (SLICE, b"- 10.1.0.7", b"- 0.0.0.0", 10, "$.endpoints[0].addresses[0]", WEB_1),
+    (SLICE, b"- 10.1.0.7", b"- 255.255.255.255", 10, "$.endpoints[0].addresses[0]", WEB_1),
+    (SLICE, b"- 10.1.0.7", b"- fe80::7", 10, "$.endpoints[0].addresses[0]", WEB_1),
     (SLICE, b"- 10.1.0.7", b"- 7", 10, "$.endpoints[0].addresses[0]", WEB_1),
     (SLICE, b"port: 8080", b"port: 70000", 13, "$.ports[0].port", WEB_1),
     (SLICE, b"service-name: web", b"service-name: 5", 5, "$.metadata.labels", WEB_1),
