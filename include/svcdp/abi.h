@@ -24,7 +24,8 @@ enum svcdp_verdict {
     SVCDP_VERDICT_COUNT = 4
 };
 
-/* Why. Each packet has exactly one, and each is counted. */
+/* Why. Each packet has exactly one, and each is counted. A REJECT by ICMP is a DROP when too many
+ * answers were sent lately. */
 enum svcdp_reason {
     SVCDP_REASON_NO_SERVICE = 0,      /* PASS: no service, no connection */
     SVCDP_REASON_ESTABLISHED = 1,     /* FORWARD: client to destination, known connection */
@@ -33,16 +34,16 @@ enum svcdp_reason {
     SVCDP_REASON_RELATED = 4,         /* FORWARD: ICMP error about a known connection */
     SVCDP_REASON_NO_DESTINATION = 5,  /* REJECT or DROP: the service has nobody to serve */
     SVCDP_REASON_SOURCE_RANGE = 6,    /* DROP: no source rule of the service admits the client */
-    SVCDP_REASON_NO_CONNECTION = 7,   /* REJECT: TCP to a service, neither SYN nor known */
+    SVCDP_REASON_NO_CONNECTION = 7,   /* REJECT or DROP: to a service, opens nothing, not known */
     SVCDP_REASON_TABLE_FULL = 8,      /* DROP: new connection, connection table full */
     SVCDP_REASON_NO_PORT = 9,         /* DROP: no masquerade port, or both replies would look alike */
     SVCDP_REASON_NO_MASQUERADE = 10,  /* DROP: masquerade asked for, no address to do it with */
     SVCDP_REASON_TRUNCATED = 11,      /* PASS: shorter than its headers say */
     SVCDP_REASON_MALFORMED = 12,      /* PASS: headers that contradict themselves */
-    SVCDP_REASON_FRAGMENT = 13,       /* PASS: a fragment; ports are not in every one */
+    SVCDP_REASON_FRAGMENT = 13,       /* PASS or DROP: a fragment, and no way to tell or send it */
     SVCDP_REASON_PROTOCOL = 14,       /* PASS: not TCP, UDP, SCTP or an ICMP error */
     SVCDP_REASON_NOT_IP = 15,         /* PASS: neither IPv4 nor IPv6 */
-    SVCDP_REASON_TIME_EXCEEDED = 16,  /* REJECT: the packet has no hop left */
+    SVCDP_REASON_TIME_EXCEEDED = 16,  /* REJECT or DROP: the packet has no hop left */
     SVCDP_REASON_TOO_BIG = 17,        /* REJECT or DROP: longer than the path allows */
     SVCDP_REASON_OVERLOAD = 18,       /* DROP: new connection, and the overload policy is at work */
     SVCDP_REASON_NO_CALL_ID = 19,     /* DROP: the service binds calls, and the packet names none */

@@ -210,8 +210,8 @@ def explain_new(
     picked = None
     if member >= 0 or choice >= 0:
         endpoint = order[member if member >= 0 else choice]
-        picked = possible[endpoint]
-        if member < 0:
+        picked = possible.get(endpoint)  # None: others came first, and it is overloaded now
+        if picked is not None and member < 0:
             reasons.append(f"it picks {endpoint[0]} port {endpoint[1]} now")
     dropped = [p for p in ([picked] if picked else possible.values()) if p.masquerade]
     if dropped and not hairpin:

@@ -118,7 +118,9 @@ class VirtualService:
         self._edit(endpoint, changed)
 
     def remove(self, address: str, port: int) -> None:
-        """Remove a destination. Its TCP connections go on until they end. NotFoundError."""
+        """Remove a destination. What becomes of its connections is said by the service's
+        ``on_removal``. NotFoundError.
+        """
         endpoint = self._endpoint(address, port)
         del self._members[endpoint]
         self._edits.append(("remove", endpoint, 0))
@@ -209,7 +211,9 @@ class Transaction:
         return staged
 
     def remove_service(self, address: str, port: int, protocol: str = "tcp") -> None:
-        """Remove a service. Its TCP connections go on until they end. NotFoundError."""
+        """Remove a service. What becomes of its connections is said by its ``on_removal``.
+        NotFoundError.
+        """
         key = check_key(address, port, protocol)
         if self._stage(key) is None:
             raise NotFoundError(f"no service {address}:{port}/{protocol}")

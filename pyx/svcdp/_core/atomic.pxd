@@ -59,6 +59,8 @@ cdef extern from * nogil:
     int32_t load_i32 "svcdp_load"(const int32_t *p)
     int64_t load_i64 "svcdp_load"(const int64_t *p)
     # Sequentially consistent, for who publishes one thing and then looks at another.
+    uint8_t load_ordered_u8 "svcdp_load_ordered"(const uint8_t *p)
+    int32_t load_ordered_i32 "svcdp_load_ordered"(const int32_t *p)
     uint64_t load_ordered_u64 "svcdp_load_ordered"(const uint64_t *p)
     void *load_ordered_ptr "svcdp_load_ordered"(void **p)
     uint64_t add_ordered_u64 "svcdp_add_ordered"(uint64_t *p, uint64_t v)
@@ -72,7 +74,7 @@ cdef extern from * nogil:
     uint64_t exchange_u64 "svcdp_exchange"(uint64_t *p, uint64_t v)
     void *exchange_ptr "svcdp_exchange"(void **p, void *v)
     uint32_t add_u32 "svcdp_add"(uint32_t *p, uint32_t v)
-    int32_t add_i32 "svcdp_add"(int32_t *p, int32_t v)
+    int32_t add_i32 "svcdp_add_ordered"(int32_t *p, int32_t v)
     # Where the road of most packets goes: the rest stays out of its instructions and registers.
     bint likely "svcdp_likely"(bint condition)
     bint unlikely "svcdp_unlikely"(bint condition)

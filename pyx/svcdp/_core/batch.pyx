@@ -26,6 +26,7 @@ cdef class PacketBatch:
     `append()`, empty it with `clear()`. `PacketBatch.from_buffer()` borrows memory instead.
 
     A batch belongs to one thread at a time; `process_batch` refuses one that is being processed.
+    It is processed once: what that made of marks and (tunnels) of offsets and lengths stays.
     """
 
     def __cinit__(self):
@@ -56,7 +57,8 @@ cdef class PacketBatch:
 
     @staticmethod
     def from_buffer(buffer, offsets, lengths, uint32_t headroom=0):
-        """Borrow packets that lie in a writable buffer, the first byte of each at its offset.
+        """Borrow packets that lie in a writable buffer, the first byte of each at its offset. For
+        the next packets in that buffer make another batch.
 
         `headroom` bytes before each offset may be written. The buffer stays exported until the
         batch is freed. ValueError when a packet does not lie inside it.

@@ -46,9 +46,6 @@ cdef enum:
     CONN_CLAMP = 1024          # the MSS of SYNs is bounded
     CONN_HELPED = 2048         # the control connection of a helper (FTP)
 
-    # What makes a packet of the client more than NAT.
-    CONN_UNUSUAL = CONN_METHOD | CONN_ROUTED | CONN_CLAMP | CONN_HELPED
-
     # Conn.state of a template: a connection of it was established.
     TEMPLATE_ASSURED = 1
 

@@ -242,38 +242,63 @@ cdef inline bint may_help(const Service *service, const Conn *conn) noexcept nog
         and (conn.virtual_port == service.port or conn.virtual_port == htons(FTP_PORT)))
 
 
-cdef inline Conn *expected_connection(
-    Engine *engine, Worker *worker, const uint8_t *data, const View *view, int64_t now
+cdef inline Conn *find_awaited(
+    Engine *engine, const View *view, int64_t now, uint32_t *found
 ) noexcept nogil:
-    """The connection, locked, that a helper expected from some port of this client; or NULL."""
-    cdef uint64_t memory[RECORD_WORDS]
-    cdef Conn *pattern = <Conn *>memory
+    """The record, locked, of what a helper expects from some port of this client; or NULL.
+    `found`: USE, or DROP as what else is for its destination.
+    """
     cdef Conn *conn
-    cdef Dest *target
     cdef View any_port = view[0]
     cdef uint32_t direction = 0
     any_port.source_port = 0
     any_port.hash = hash_flow(
         &engine.table.key, view.words, view.source, view.destination, 0, view.destination_port,
         view.protocol)
+    found[0] = USE
     conn = find(&engine.table, &any_port, &direction)
     if conn is NULL:
         return NULL
-    if not conn.flags & CONN_NO_CLIENT_PORT or conn.deadline <= now:
+    if conn.flags & CONN_WATCHED:
+        found[0] = judge_watched(engine, conn)
+    if found[0] == FORGET or not conn.flags & CONN_NO_CLIENT_PORT or conn.deadline <= now:
+        found[0] = USE
+        spin_unlock(&conn.lock)
+        return NULL
+    return conn
+
+
+cdef inline Conn *expected_connection(
+    Engine *engine, Worker *worker, const uint8_t *data, const View *view, int64_t now,
+    uint32_t *found
+) noexcept nogil:
+    """The connection, locked, of the first packet of one that a helper expected; or NULL. `found`
+    as find_awaited() says; on DROP there is none.
+    """
+    cdef uint64_t memory[RECORD_WORDS]
+    cdef Conn *pattern = <Conn *>memory
+    cdef Dest *target
+    cdef Conn *conn = find_awaited(engine, view, now, found)
+    if conn is NULL:
+        return NULL
+    if found[0] == DROP:
         spin_unlock(&conn.lock)
         return NULL
     memcpy(pattern, conn, RECORD_V4 if view.words == 1 else RECORD_V6)
     conn.deadline = now
+    target = dest_of(&engine.destinations, pattern.destination)
+    # Neither the helper nor a destination that drains is given up in between.
     add_u32(&engine.helpers.helpers[conn.extra].references, 1)
+    add_u32(&target.references, 1)
     spin_unlock(&conn.lock)
     expire(engine, worker, conn, view.words, now)
     pattern.flags &= <uint16_t>~CONN_NO_CLIENT_PORT
     pattern.client_port = pattern.source_port = view.source_port
     begin(engine, pattern, data, view, now)
-    target = dest_of(&engine.destinations, pattern.destination)
     conn = NULL
     if connect(engine, worker, pattern, view.words, target, now, &conn) != INSERTED:
         helper_release(&engine.helpers, pattern.extra)
+    add_u32(&target.references, <uint32_t>-1)
     return conn
 
 

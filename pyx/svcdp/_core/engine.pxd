@@ -56,6 +56,7 @@ cdef class Core:
     ) noexcept nogil
 
     cdef Worker *worker_new(self) except NULL
+    cdef Dest *destination_of(self, uint32_t id) except NULL
     cdef int reserve_destination(self, uint32_t id) except -1
     cdef void retire(self, void *pointer, Retiree kind, uint64_t epoch) noexcept
     cdef void free_retired(self, Retired *item) noexcept

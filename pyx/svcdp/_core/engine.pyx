@@ -82,6 +82,20 @@ cdef str format_address(const uint8_t *address, uint32_t words):
     return (<bytes>text).decode("ascii")
 
 
+cdef uint32_t words_of(bytes address) except 0:
+    """How many 32-bit words an address has. ValueError unless it is one."""
+    if PyBytes_GET_SIZE(address) not in (4, 16):
+        raise ValueError(f"an address has 4 or 16 bytes, not {PyBytes_GET_SIZE(address)}")
+    return <uint32_t>(PyBytes_GET_SIZE(address) // 4)
+
+
+cdef uint32_t check_pool(uint32_t pool) except 2:
+    """ValueError unless it is a family: 0 (IPv4) or 1 (IPv6)."""
+    if pool > 1:
+        raise ValueError(f"no family has the number {pool}")
+    return pool
+
+
 cdef tuple key_of(const Service *service):
     """(address or None for a fwmark, port or mark, protocol number)."""
     if service.protocol == PROTOCOL_FWMARK:
@@ -592,11 +606,18 @@ cdef class Core:
                 raise MemoryError("cannot allocate destinations")
         return 0
 
+    cdef Dest *destination_of(self, uint32_t id) except NULL:
+        """What is known of a destination. IndexError when there never was one of this id."""
+        if not 0 < id < self.next_id:
+            raise IndexError(f"no destination {id}")
+        return dest_of(&self.engine.destinations, id)
+
     def new_destination(self, bytes address, uint16_t port):
         """A Destination of weight 0 that no service names yet. `forget` takes it back unless a
         commit comes first.
         """
         cdef Destination result = Destination.__new__(Destination)
+        cdef uint32_t words = words_of(address)
         cdef uint32_t id = self.free_ids.pop() if self.free_ids else self.next_id
         cdef Dest *state
         cdef Dest fresh
@@ -607,9 +628,9 @@ cdef class Core:
         self.unnamed.append(id)
         state = dest_of(&self.engine.destinations, id)
         memset(&fresh, 0, sizeof(Dest))
-        memcpy(fresh.address, PyBytes_AS_STRING(address), PyBytes_GET_SIZE(address))
+        memcpy(fresh.address, PyBytes_AS_STRING(address), 4 * words)
         fresh.id = id
-        fresh.words = <uint8_t>(PyBytes_GET_SIZE(address) // 4)
+        fresh.words = <uint8_t>words
         fresh.port = htons(port)
         fresh.on_removal = REMOVAL_UNSET
         # What the id had before is freed when it gets another one.
@@ -634,6 +655,8 @@ cdef class Core:
     def set_timeouts(self, uint8_t number, list timeouts):
         """Timeouts of a class, in ns by state. Connections take them up with their next packet."""
         cdef uint32_t i
+        if len(timeouts) != STATE_COUNT:
+            raise ValueError(f"{STATE_COUNT} states need a timeout, not {len(timeouts)}")
         for i in range(STATE_COUNT):
             store_i64(&self.engine.timeouts[number][i], timeouts[i])
 
@@ -924,7 +947,7 @@ cdef class Core:
 
     def state_rows(self, uint32_t pool, uint32_t start, uint32_t limit):
         """As connection_rows(), but rows of state_row(), of templates too."""
-        cdef uint32_t fresh = load_acquire_u32(&self.engine.table.pools[pool].fresh)
+        cdef uint32_t fresh = load_acquire_u32(&self.engine.table.pools[check_pool(pool)].fresh)
         cdef uint32_t end = min(fresh, max(start, 1) + limit)
         cdef uint32_t index
         cdef uint8_t copy[RECORD_V6]
@@ -1012,8 +1035,8 @@ cdef class Core:
         """The key of the service that gets such packets (see inspect()), or None."""
         cdef Service *service = table_find(
             &self.engine.table.key, self.engine.snapshot,
-            <const uint8_t *>PyBytes_AS_STRING(address),
-            <uint32_t>(PyBytes_GET_SIZE(address) // 4), htons(port), protocol, mark)
+            <const uint8_t *>PyBytes_AS_STRING(address), words_of(address), htons(port),
+            protocol, mark)
         return None if service is NULL else key_of(service)
 
     def import_template(
@@ -1029,10 +1052,12 @@ cdef class Core:
         view.source = <const uint8_t *>PyBytes_AS_STRING(client)
         if service is NULL or service.persistence == 0:
             return False
+        if words_of(client) != service.words:
+            raise ValueError("client and service are of different families")
         if not affinity_of(self.engine, service, NULL, &view, &affinity):
             return False
         control = hang_on(
-            self.engine, service, &affinity, dest_of(&self.engine.destinations, id), now)
+            self.engine, service, &affinity, self.destination_of(id), now)
         if control == 0:
             return False
         template = find(&self.engine.table, &affinity.view, &direction)
@@ -1058,8 +1083,14 @@ cdef class Core:
         cdef SeqDelta shifts[2]
         cdef Worker *worker
         cdef uint32_t outcome, i
+        cdef Dest *target = self.destination_of(id)
         if service is NULL:
             return CLASH
+        if words_of(client) != service.words or words_of(virtual) != service.words \
+                or words_of(source) != service.words:
+            raise ValueError("addresses are of different families")
+        if state >= STATE_COUNT:
+            raise ValueError(f"no state has the number {state}")
         if sequences is not None:
             for i in range(2):
                 shifts[i].position, shifts[i].delta, shifts[i].previous_delta = sequences[i]
@@ -1068,9 +1099,8 @@ cdef class Core:
         outcome = self.import_locked(
             worker, service, protocol, <const uint8_t *>PyBytes_AS_STRING(client), client_port,
             <const uint8_t *>PyBytes_AS_STRING(virtual), virtual_port,
-            <const uint8_t *>PyBytes_AS_STRING(source), source_port,
-            dest_of(&self.engine.destinations, id), state, deadline, packets, flags,
-            NULL if sequences is None else shifts, now)
+            <const uint8_t *>PyBytes_AS_STRING(source), source_port, target, state, deadline,
+            packets, flags, NULL if sequences is None else shifts, now)
         store_release_u64(&worker.epoch, 0)
         self.worker_release(worker)
         return outcome
@@ -1246,8 +1276,7 @@ cdef class Core:
         cdef Traffic *traffic
         cdef Worker *worker = self.workers
         cdef uint64_t connections = 0, packets_in = 0, bytes_in = 0, packets_out = 0, bytes_out = 0
-        if not 0 < id < self.next_id:
-            raise IndexError(f"no destination {id}")
+        self.destination_of(id)
         while worker is not NULL:
             traffic = &worker.traffic[id // DESTINATION_CHUNK][id % DESTINATION_CHUNK]
             connections += traffic.connections
@@ -1297,7 +1326,7 @@ cdef class Core:
         state, method, fwmark, deadline, packets, destination id)]). Looks at `limit` records at
         most.
         """
-        cdef uint32_t fresh = load_acquire_u32(&self.engine.table.pools[pool].fresh)
+        cdef uint32_t fresh = load_acquire_u32(&self.engine.table.pools[check_pool(pool)].fresh)
         cdef uint32_t end = min(fresh, max(start, 1) + limit)
         cdef uint32_t index
         cdef list rows = []
@@ -1344,12 +1373,14 @@ cdef class Core:
         cdef int32_t member = -1
         cdef int32_t choice = UNFORESEEN
         cdef uint32_t found = USE
+        cdef uint32_t awaited
         cdef uint8_t copy[RECORD_V6]
+        cdef Conn *known
         cdef object row = None
-        if PyBytes_GET_SIZE(source) != PyBytes_GET_SIZE(destination):
-            raise ValueError("source and destination are of different families")
         memset(&view, 0, sizeof(view))
-        view.words = <uint8_t>(PyBytes_GET_SIZE(source) // 4)
+        view.words = <uint8_t>words_of(source)
+        if words_of(destination) != view.words:
+            raise ValueError("source and destination are of different families")
         view.protocol = protocol
         view.tcp_flags = TCP_SYN
         view.source = <const uint8_t *>PyBytes_AS_STRING(source)
@@ -1361,11 +1392,22 @@ cdef class Core:
             view.destination_port, protocol)
         conn = find(&self.engine.table, &view, &direction)
         if conn is not NULL:
-            memcpy(copy, conn, RECORD_V4 if view.words == 1 else RECORD_V6)
             found = judge(self.engine, conn, NULL, &view, direction, now)
+            if found == FORGET:
+                spin_unlock(&conn.lock)
+                conn = NULL
+        if conn is NULL:
+            direction = FROM_CLIENT
+            conn = find_awaited(self.engine, &view, now, &awaited)
+            if conn is not NULL:
+                found = awaited
+        if conn is not NULL:
+            memcpy(copy, conn, RECORD_V4 if view.words == 1 else RECORD_V6)
             spin_unlock(&conn.lock)
-            if found != FORGET:
-                row = self.describe(<Conn *>copy, view.words)
+            known = <Conn *>copy
+            if known.flags & CONN_NO_CLIENT_PORT:
+                known.client_port = known.source_port = view.source_port
+            row = self.describe(known, view.words)
         service = service_of(self.engine, self.engine.snapshot, &view, mark)
         if service is NULL or is_from_ftp(self.engine.snapshot, &view):
             return row, direction == FROM_DESTINATION, found == DROP, None, -1, -1, -1

@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t
 
 from svcdp._core.abi cimport *
 from svcdp._core.atomic cimport unlikely
+from svcdp._core.checksum cimport apply_delta
 from svcdp._core.memory cimport htons, load16, store16
 from svcdp._core.packet cimport PARSED, View
 
@@ -14,14 +15,12 @@ cdef enum:
 cdef inline uint8_t lower_ttl(uint8_t *data, uint32_t words) noexcept nogil:
     """Take a hop from the packet's TTL or hop limit. PARSED, or TIME_EXCEEDED and untouched."""
     cdef uint8_t *ttl = data + (8 if words == 1 else 7)
-    cdef uint32_t sum
     if unlikely(ttl[0] <= 1):
         return SVCDP_REASON_TIME_EXCEEDED
     ttl[0] -= 1
     if words == 1:
-        # RFC 1141: the TTL is the upper byte of its word, so the checksum grows by 0x0100.
-        sum = <uint32_t>load16(data + 10) + htons(0x0100)
-        store16(data + 10, <uint16_t>(sum + (sum >= 0xffff)))
+        # The TTL is the upper byte of its word.
+        store16(data + 10, apply_delta(load16(data + 10), <uint16_t>~htons(0x0100)))
     return PARSED
 
 

@@ -47,10 +47,10 @@ cdef struct View:
     uint32_t transport         # offset of the transport (or ICMP) header
     uint32_t end               # offset behind the IP packet; padding may follow
     uint32_t quoted            # offset of the IP header quoted by an ICMP error, else 0
+    # Of an ICMP error only:
     uint32_t quoted_transport
-    # Of an ICMP error about a tunnel: offset of the tunnel's outer header; the packet quoted is
-    # the one inside. Else 0.
-    uint32_t tunnel
+    uint32_t tunnel            # offset of a tunnel's outer header, else 0; quoted is what is inside
+    # What prefetch_record() found:
     void *expected             # the record that most likely has the flow's connection, or NULL
     uint32_t expected_direction
 
@@ -240,7 +240,9 @@ cdef inline uint8_t parse_icmp_error(
 
 
 cdef inline uint8_t parse(const uint8_t *data, uint32_t length, View *view) noexcept nogil:
-    """Fill `view`, all but its hash and probe. PARSED, or the reason why the packet passes."""
+    """Fill `view`, all but its hash and what is expected. PARSED, or the reason why the packet
+    passes.
+    """
     cdef uint32_t size
     cdef const uint8_t *transport
     cdef uint8_t reason = parse_ip(data, 0, length, False, view)

@@ -15,11 +15,6 @@ from svcdp._core.xmit cimport destination_offset, source_offset
 cdef enum:
     SWEEP_SHARE = 8            # one record is looked at for so many packets
 
-    # What a packet finds when it finds a connection.
-    USE = 0
-    FORGET = 1                 # the connection is over: the packet is one of none
-    DROP = 2
-
 
 cdef inline uint32_t judge_opening(
     Engine *engine, const Conn *conn
@@ -40,15 +35,6 @@ cdef inline uint32_t judge_opening(
         if target.on_removal == REMOVAL_EXPIRE and load_u32(&target.weight) == 0:
             return FORGET
     return USE
-
-
-cdef inline uint32_t judge_watched(Engine *engine, const Conn *conn) noexcept nogil:
-    cdef const Dest *target = dest_of(&engine.destinations, conn.destination)
-    if likely(not target.removed):
-        return USE
-    if target.on_removal == REMOVAL_DROP:
-        return DROP
-    return FORGET if is_orphan(engine, conn) else USE
 
 
 cdef inline uint32_t judge(
@@ -116,7 +102,10 @@ cdef inline Conn *route(
             decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_SERVICE)
             return NULL
         if unlikely(load_u32(&engine.expected)) and not view.quoted:
-            conn = expected_connection(engine, worker, packet.data, view, now)
+            conn = expected_connection(engine, worker, packet.data, view, now, &found)
+            if unlikely(found == DROP):
+                decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_DESTINATION_GONE)
+                return NULL
         if conn is NULL:
             if service is NULL:
                 service = service_of(engine, snapshot, view, packet.mark)

@@ -12,6 +12,11 @@ cdef enum:
     DROP_ENTRY_MAX = 8192
     NEARLY_FULL_SHARE = 8      # the table is nearly full when less than this part of it is free
 
+    # What a packet finds when it finds a connection.
+    USE = 0
+    FORGET = 1                 # the connection is over: the packet is one of none
+    DROP = 2
+
 
 cdef inline void expire(
     Engine *engine, Worker *worker, Conn *conn, uint32_t words, int64_t before
@@ -42,6 +47,16 @@ cdef inline bint is_orphan(Engine *engine, const Conn *conn) noexcept nogil:
     return target.removed and (
         target.on_removal == REMOVAL_EXPIRE
         or (target.on_removal == REMOVAL_DRAIN and conn.protocol == PROTOCOL_UDP))
+
+
+cdef inline uint32_t judge_watched(Engine *engine, const Conn *conn) noexcept nogil:
+    """What a packet finds in a connection of CONN_WATCHED."""
+    cdef const Dest *target = dest_of(&engine.destinations, conn.destination)
+    if likely(not target.removed):
+        return USE
+    if target.on_removal == REMOVAL_DROP:
+        return DROP
+    return FORGET if is_orphan(engine, conn) else USE
 
 
 cdef inline bint controls(Engine *engine, const Conn *conn) noexcept nogil:
@@ -108,7 +123,7 @@ cdef inline bint is_dispensable(
         return conn.state != TEMPLATE_ASSURED
     if is_half_open(conn.state):
         return True
-    if not is_active(conn.state) and conn.protocol != PROTOCOL_UDP:
+    if not is_established(conn.state) and conn.protocol != PROTOCOL_UDP:
         return False
     idle = engine.timeouts[conn.timeouts][conn.state] - (conn.deadline - now)
     if idle < 60 * SECOND or conn.packets > 8 or conn.packets == 0:

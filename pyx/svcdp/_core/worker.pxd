@@ -125,21 +125,29 @@ cdef inline int32_t *load_of(Dest *target, uint8_t state) noexcept nogil:
     return &target.active if is_active(state) else &target.inactive
 
 
-cdef inline void reconsider(Dest *target) noexcept nogil:
-    """Whether the destination is overloaded: ip_vs_conn.c, ip_vs_bind_dest and _unbind_dest."""
-    cdef int64_t total
+cdef inline bint is_overloaded(const Dest *target) noexcept nogil:
+    """What Dest.overloaded should say: ip_vs_conn.c, ip_vs_bind_dest and _unbind_dest."""
     cdef int64_t upper = load_u32(&target.upper)
-    if likely(upper == 0 and not target.overloaded):
-        return
-    total = <int64_t>load_i32(&target.active) + load_i32(&target.inactive)
+    cdef int64_t lower = load_u32(&target.lower)
+    cdef int64_t total = (
+        <int64_t>load_ordered_i32(&target.active) + load_ordered_i32(&target.inactive))
     if upper and total >= upper:
-        store_u8(&target.overloaded, True)
-    elif (
-        upper == 0
-        or (target.lower and total < target.lower)
-        or (target.lower == 0 and total * 4 < upper * 3)
-    ):
-        store_u8(&target.overloaded, False)
+        return True
+    if upper == 0 or (total < lower if lower else total * 4 < upper * 3):
+        return False
+    return load_ordered_u8(&target.overloaded)
+
+
+cdef inline void reconsider(Dest *target) noexcept nogil:
+    """After a change of the destination's load or thresholds: whether it is overloaded now."""
+    cdef bint wanted
+    if likely(load_u32(&target.upper) == 0 and not load_u8(&target.overloaded)):
+        return
+    wanted = is_overloaded(target)
+    while load_ordered_u8(&target.overloaded) != wanted:
+        exchange_u8(&target.overloaded, wanted)
+        # Others count side by side, and looked before that: see it for them.
+        wanted = is_overloaded(target)
 
 
 cdef inline void count_in(Dest *target, const Conn *conn) noexcept nogil:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from bench import VIRTUAL, Bench
 
-from svcdp import ConfigError, DestinationSpec, ServiceSpec, TunnelSpec
+from svcdp import ConfigError, Dataplane, DestinationSpec, ServiceSpec, TunnelSpec, Verdict
 
 GOOD = ServiceSpec(VIRTUAL[4], 80, "tcp", (DestinationSpec("10.1.1.1", 8080),))
 SERVER = DestinationSpec("10.1.1.1", 99)
 TUNNEL = replace(SERVER, method="tunnel", tunnel=TunnelSpec(source="192.0.2.1"))
+
+#: What the core finds the service of a Bench by.
+RECORD = SimpleNamespace(address=bytes([10, 96, 0, 10]), port=80, protocol=6, words=1)
 
 #: (fields of a service, what the error says).
 SERVICES: list[tuple[dict[str, Any], str]] = [
@@ -64,7 +69,12 @@ SERVICES: list[tuple[dict[str, Any], str]] = [
     ({"name": 5}, "name"),
 ]
 
+#: What ip_vs_ctl.c refuses as a server's.
+NOBODYS = ["0.0.0.0", "224.0.0.1", "239.1.2.3", "255.255.255.255"]
+NOBODYS6 = ["::", "ff02::1", "fe80::1", "febf::1"]
+
 DESTINATIONS: list[tuple[DestinationSpec, str]] = [
+    *((replace(SERVER, address=address), "unicast") for address in NOBODYS),
     (replace(SERVER, upper=-1), "upper"),
     (replace(SERVER, upper="5"), "upper"),  # type: ignore[arg-type]
     (replace(SERVER, upper=1 << 31), "upper"),
@@ -165,3 +175,55 @@ def test_the_edges_of_what_is_good(fields: dict[str, Any]) -> None:
     spec = ServiceSpec(**{"address": "10.96.0.99", "port": 99, "destinations": (SERVER,), **fields})
     bench.dp.apply([spec])
     assert [service.spec for service in bench.dp.services()] == [spec]
+
+
+@pytest.mark.parametrize("address", [*NOBODYS6, "::1", "fd00::1", "fec0::1", "2001:db8::1"])
+def test_addresses_of_servers(address: str) -> None:
+    bench = Bench()
+    if address in NOBODYS6:
+        with pytest.raises(ConfigError, match="link-local"):
+            bench.serve((address, 80), address=VIRTUAL[6])
+    else:
+        bench.serve((address, 80), address=VIRTUAL[6])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.7.7", "240.0.0.1", "223.255.255.255"])
+@pytest.mark.parametrize("method", ["masq", "local"])
+def test_unusual_addresses_of_servers(address: str, method: str) -> None:
+    """This host's own, a node's cache of names, and what was reserved."""
+    bench = Bench()
+    bench.serve(DestinationSpec(address, 80, method=method))
+
+
+ODD_CALLS: list[Callable[[Dataplane], object]] = [
+    lambda dp: dp.new_destination(bytes(1000), 80),
+    lambda dp: dp.new_destination(b"", 80),
+    lambda dp: dp.connection_rows(7, 1, 100),  # type: ignore[arg-type]
+    lambda dp: dp.state_rows(9, 1, 1000),  # type: ignore[arg-type]
+    lambda dp: dp.inspect(6, b"", 1, b"", 1, 0, 0),
+    lambda dp: dp.inspect(6, bytes(4), 1, bytes(16), 1, 0, 0),
+    lambda dp: dp.service_key(b"", 80, 6, 0),
+    lambda dp: dp.set_timeouts(0, [1]),
+    lambda dp: dp.traffic(1 << 21),
+    lambda dp: dp.import_template(RECORD, b"", 1, 0, False, False, 0),
+    lambda dp: dp.import_template(RECORD, bytes(4), 1 << 21, 0, False, False, 0),
+    lambda dp: dp.import_record(
+        RECORD, 6, b"", 1, bytes(4), 1, bytes(4), 1, 1, 1, 1, 1, 0, None, 0
+    ),
+    lambda dp: dp.import_record(
+        RECORD, 6, bytes(4), 1, bytes(4), 1, bytes(4), 1, 1 << 21, 1, 1, 1, 0, None, 0
+    ),
+    lambda dp: dp.import_record(
+        RECORD, 6, bytes(4), 1, bytes(4), 1, bytes(4), 1, 1, 99, 1, 1, 0, None, 0
+    ),
+]
+
+
+@pytest.mark.parametrize("call", ODD_CALLS)
+def test_odd_calls_of_what_is_not_for_everybody(call: Callable[[Dataplane], object]) -> None:
+    """A dataplane has the methods of its core, too."""
+    bench = Bench()
+    bench.serve(("10.1.1.1", 80), persistence=9)
+    with pytest.raises((ValueError, IndexError)):
+        call(bench.dp)
+    assert bench.send().verdict == Verdict.FORWARD

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import wire
 from bench import CLIENT, SECOND, VIRTUAL, Bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svcdp import ConfigError, DestinationSpec, Flow, Reason, ServiceSpec, SourceRule
+from svcdp import ConfigError, Dataplane, DestinationSpec, Flow, Reason, ServiceSpec, SourceRule
 
 ACTIONS = {"FORWARD": "forward", "PASS": "pass", "DROP": "drop", "REJECT": "reject"}
 REALS = [f"10.1.1.{n}" for n in range(1, 5)]
@@ -242,3 +243,21 @@ def test_ipv6_is_written_in_brackets() -> None:
 def test_flows_that_are_none(flow: str | Flow) -> None:
     with pytest.raises(ConfigError):
         Bench().dp.explain(flow)
+
+
+def test_a_destination_that_is_overloaded_meanwhile() -> None:
+    """Packets come between the look into the tables and what is said of it."""
+
+    class Busy(Dataplane):
+        def inspect(self, *arguments: Any) -> Any:
+            found = super().inspect(*arguments)
+            self.process(wire.packet("tcp", CLIENT[4], 1, VIRTUAL[4], 80))
+            return found
+
+    dp = Busy(64, 1)
+    one, two = DestinationSpec(REALS[0], 80), DestinationSpec(REALS[1], 80, upper=1)
+    dp.apply([ServiceSpec(VIRTUAL[4], 80, "tcp", (one, two), scheduler="lc")])
+    explained = dp.explain(f"tcp {CLIENT[4]}:2 -> {VIRTUAL[4]}:80")
+    assert explained.action == "forward"
+    assert [each.address for each in explained.destinations] == [REALS[0]]
+    assert explained.picked is None

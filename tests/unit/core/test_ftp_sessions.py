@@ -38,6 +38,10 @@ def tcp(
     return bytes(wire.ip(source[0], target[0], wire.TCP, header + payload))
 
 
+def flow_of(packet: bytes) -> svcdp.Flow:
+    return svcdp.Flow("tcp", *wire.read(packet)[1:])
+
+
 class Session:
     """A control connection, established."""
 
@@ -306,6 +310,51 @@ def test_a_quiesced_server_keeps_its_sessions() -> None:
     session.reply(b"227 ok (10,1,0,1,19,137)\r\n")
     packet = session.send(tcp((CLIENT[4], DATA), (VIRTUAL[4], 5001), "S"), Reason.NEW)
     assert wire.read(packet).destination == SERVER[4]
+
+
+@pytest.mark.parametrize(
+    ("on_removal", "reason"),
+    [
+        ("drain", Reason.NEW),
+        ("expire", Reason.NO_SERVICE),
+        ("drop", Reason.DESTINATION_GONE),
+    ],
+)
+@families
+def test_data_of_a_removed_server(family: int, on_removal: str, reason: Reason) -> None:
+    """What becomes of its control connection becomes of what that announced."""
+    session = Session(family, on_removal=on_removal)
+    session.command(b"EPSV\r\n")
+    session.reply(b"229 ok (|||5001|)\r\n")
+    service = ServiceSpec(*session.virtual, helper="ftp", on_removal=on_removal)
+    session.dp.apply([service])
+    data = tcp((CLIENT[family], DATA), (VIRTUAL[family], 5001), "S")
+    explained = session.dp.explain(flow_of(data))
+    session.send(data, reason)
+    assert explained.action == {"drain": "forward", "expire": "pass", "drop": "drop"}[on_removal]
+    for _ in range(2):  # a control connection stays a minute more
+        session.now += 3600 * SECOND
+        session.dp.sweep()
+    assert session.dp.stats().connections == 0
+    assert session.dp.draining() == svcdp.Captures()
+
+
+@families
+def test_expected_data_is_explained(family: int) -> None:
+    session = Session(family)
+    session.command(b"EPSV\r\n")
+    session.reply(b"229 ok (|||5001|)\r\n")
+    data = tcp((CLIENT[family], DATA), (VIRTUAL[family], 5001), "S")
+    before = session.listed()
+    explained = session.dp.explain(flow_of(data))
+    assert explained.action == "forward"
+    assert explained.picked is not None
+    assert (explained.picked.address, explained.picked.port) == (SERVER[family], 5001)
+    assert not explained.picked.masquerade
+    assert session.listed() == before, "nothing changed"
+    stranger = replace(explained.flow, source="192.0.2.99" if family == 4 else "2001:db8::99")
+    assert session.dp.explain(stranger).action == "pass"
+    session.send(data, Reason.NEW)
 
 
 def test_sessions_end() -> None:

@@ -440,6 +440,23 @@ def test_drop_entry_forgets_idle_connections_of_few_packets() -> None:
     assert bench.dp.stats().connections < 50
 
 
+def test_drop_entry_spares_what_the_server_opened() -> None:
+    """SYN_SENT counts as active, but is neither half-open nor established."""
+    bench = bench_of(drop_entry=0)
+    bench.serve(ONE)
+    for port in range(1, 101):
+        bench.send(port=port)
+        bench.send("F", port=port)
+        bench.reply("S", source=ONE, port=port)
+    assert {c.state for c in bench.connections()} == {"SYN_SENT"}
+    bench.now += 61 * SECOND
+    bench.dp.configure(Settings(drop_entry=3))
+    for _ in range(50):
+        bench.now += SECOND
+        bench.send(to=("10.9.9.9", 1))
+    assert bench.dp.stats().connections == 100
+
+
 def test_drop_entry_forgets_templates_that_nothing_came_of() -> None:
     bench = half_open(0)
     bench.serve(ONE, persistence=10_000)
