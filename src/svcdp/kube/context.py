@@ -19,6 +19,10 @@ SCHEDULERS = frozenset(
 )
 _FAMILIES: tuple[IPFamily, IPFamily] = ("IPv4", "IPv6")
 _LOOPBACK: dict[IPFamily, str] = {"IPv4": "127.0.0.1", "IPv6": "::1"}
+_LOOPBACK_NETWORK: dict[IPFamily, str] = {"IPv4": "127.0.0.0/8", "IPv6": "::1/128"}
+_DETECT_LOCAL = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
+POD_MARK = 0x00080000
+"""The mark bit of packets from Pods' interfaces, if nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,9 @@ class NodeContext:
     family that it is known by (None: the first of each family). Traffic that does not come
     from ``pod_cidrs`` is masqueraded on its way to a cluster IP; where a family has none,
     nothing is. ``detect_local`` tells what these CIDRs are: of all Pods (``ClusterCIDR``) or
-    of this node's (``NodeCIDR``).
+    of this node's (``NodeCIDR``). With ``BridgeInterface`` and ``InterfaceNamePrefix`` Pods of
+    this node are told by the interface that their packets come in by, whatever their address:
+    somebody puts the bit ``pod_mark`` into the firewall mark of these.
     ``node_port_addresses`` are CIDRs whose addresses of this node serve node ports. A family
     of which they hold none is not restricted; no CIDRs at all or the word ``primary`` mean
     the primary addresses (kube-proxy's nftables mode). Loopback serves them only with
@@ -42,7 +48,10 @@ class NodeContext:
     primary_addresses: Iterable[str] | None = None
     zone: str = ""
     pod_cidrs: Iterable[str] = ()
-    detect_local: Literal["ClusterCIDR", "NodeCIDR"] = "ClusterCIDR"
+    detect_local: Literal["ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"] = (
+        "ClusterCIDR"
+    )
+    pod_mark: int = POD_MARK
     node_port_addresses: Iterable[str] = ()
     localhost_node_ports: bool = False
     masquerade_all: bool = False
@@ -51,9 +60,10 @@ class NodeContext:
     methods: Iterable[str] = frozenset((ForwardMethod.MASQ, ForwardMethod.TUNNEL, ForwardMethod.DR))
 
     def __post_init__(self) -> None:
-        if self.detect_local not in ("ClusterCIDR", "NodeCIDR"):
+        if self.detect_local not in _DETECT_LOCAL:
             raise ConfigError(
-                f"detect_local is {self.detect_local!r}; it must be ClusterCIDR or NodeCIDR"
+                f"detect_local is {self.detect_local!r}; it must be one of"
+                f" {', '.join(_DETECT_LOCAL)}"
             )
         self._set("addresses", _addresses("addresses", self.addresses))
         if self.primary_addresses is not None:
@@ -82,6 +92,16 @@ class NodeContext:
     def pod_cidrs_of(self, family: IPFamily) -> tuple[str, ...]:
         """Those of ``pod_cidrs`` that are of this family."""
         return tuple(cidr for cidr in self.pod_cidrs if family_of(cidr) == family)
+
+    @property
+    def marks_pods(self) -> bool:
+        """Whether Pods are told by a mark, not by their address."""
+        return self.detect_local in ("BridgeInterface", "InterfaceNamePrefix")
+
+    def own_networks_of(self, family: IPFamily) -> tuple[str, ...]:
+        """Where packets of this family come from that the node itself sends."""
+        own = (address for address in self.addresses if family_of(address) == family)
+        return (_LOOPBACK_NETWORK[family], *own)
 
     def node_port_addresses_of(self, family: IPFamily) -> tuple[str, ...]:
         """The addresses of this family on which node ports are served."""

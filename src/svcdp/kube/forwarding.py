@@ -12,7 +12,7 @@ from dataclasses import replace
 from svcdp.kube.annotations import Annotations
 from svcdp.kube.context import NodeContext
 from svcdp.kube.model import family_of
-from svcdp.types import DestinationSpec, ForwardMethod, ServiceSpec
+from svcdp.types import DestinationSpec, ForwardMethod, ServiceSpec, SourceRule
 
 __all__ = ["forwarded", "widened"]
 
@@ -62,4 +62,15 @@ def widened(spec: ServiceSpec, ports: tuple[int, int] | None) -> ServiceSpec:
     def keeps(each: DestinationSpec) -> DestinationSpec:
         return replace(each, port=0) if each.port == ports[0] else each
 
-    return replace(spec, last_port=ports[1], destinations=tuple(map(keeps, spec.destinations)))
+    def keep_in(rule: SourceRule) -> SourceRule:
+        if rule.endpoints is None:
+            return rule
+        kept = tuple((a, 0 if port == ports[0] else port) for a, port in rule.endpoints)
+        return replace(rule, endpoints=kept)
+
+    return replace(
+        spec,
+        last_port=ports[1],
+        destinations=tuple(map(keeps, spec.destinations)),
+        rules=tuple(map(keep_in, spec.rules)),
+    )

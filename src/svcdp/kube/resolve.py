@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -19,7 +18,7 @@ from svcdp.kube.claims import Claim, Claims
 from svcdp.kube.context import NodeContext
 from svcdp.kube.decode import decode_value
 from svcdp.kube.endpoints import EndpointInfo, PortKey, endpoints_by_port
-from svcdp.kube.external import ExternalAddress, external_addresses
+from svcdp.kube.external import external_addresses
 from svcdp.kube.forwarding import forwarded, widened
 from svcdp.kube.model import (
     EndpointSlice,
@@ -30,9 +29,10 @@ from svcdp.kube.model import (
     family_of,
     parse_address,
 )
+from svcdp.kube.policy import MASQUERADED, cluster_ip_rules, local_rules, within
 from svcdp.kube.state import Change, State
 from svcdp.kube.topology import EndpointSets, endpoint_sets
-from svcdp.types import DestinationSpec, ServiceSpec, SourceRule
+from svcdp.types import DestinationSpec, ServiceSpec
 
 __all__ = [
     "Resolution",
@@ -44,8 +44,6 @@ __all__ = [
 ]
 
 _AFFINITY_SECONDS = 10800  # the API's default for ClientIP
-_NOT_MASQUERADED = (SourceRule(),)
-_MASQUERADED = (SourceRule(masquerade=True),)
 
 
 @dataclass(slots=True)
@@ -131,7 +129,7 @@ def resolve_service(
                 persistence=_persistence(service),
                 # Affinity is a service port's, whichever of its addresses is dialled.
                 persistence_group=_group(service, key),
-                rules=_cluster_ip_rules(node, family),
+                rules=cluster_ip_rules(node, family),
                 masquerade_address=node.primary_address(family),
                 name=f"{service.ref}:{key.name}" if key.name else str(service.ref),
                 **annotations.fields(key, sticky=_persistence(service) is not None),
@@ -144,16 +142,13 @@ def resolve_service(
                 message = f"{key.name or port.port}: {problem}; 'masq' stays in force"
                 problems.append(annotation_problem(service, "forwarding", message))
             resolved.add(service, widened(wanted, annotations.ranges.get(key.name)))
+            outside = _outside(plain, service, sets, annotations, node)
             for each in external[family]:
-                outer = replace(plain, address=each.address, rules=_external_rules(each))
+                rules = within(outside.rules, each.sources) if each.sources else outside.rules
+                outer = replace(outside, address=each.address, rules=rules)
                 resolved.add(service, widened(outer, annotations.ranges.get(key.name)))
             for node_address in node.node_port_addresses_of(family) if port.node_port else ():
-                at_node = replace(
-                    plain,
-                    address=node_address,
-                    port=port.node_port or 0,
-                    rules=_MASQUERADED,
-                )
+                at_node = replace(outside, address=node_address, port=port.node_port or 0)
                 resolved.add(service, at_node, node_port=True)
     return resolved
 
@@ -192,20 +187,21 @@ def _inner(plain: ServiceSpec, sets: EndpointSets, annotations: Annotations) -> 
     return replace(plain, destinations=_destinations(sets.local, annotations), rules=rules)
 
 
-def _external_rules(address: ExternalAddress) -> tuple[SourceRule, ...]:
-    """Traffic from outside is masqueraded, whoever sent it."""
-    if not address.sources:
-        return _MASQUERADED
-    return (SourceRule(sources=address.sources, masquerade=True),)
-
-
-@lru_cache(maxsize=8)
-def _cluster_ip_rules(node: NodeContext, family: IPFamily) -> tuple[SourceRule, ...]:
-    """Who is masqueraded on the way to a cluster IP: all but Pods, if it is known who is one."""
-    if node.masquerade_all:
-        return _MASQUERADED
-    pods = node.pod_cidrs_of(family)
-    return (SourceRule(sources=pods), *_MASQUERADED) if pods else _NOT_MASQUERADED
+def _outside(
+    plain: ServiceSpec,
+    service: Service,
+    sets: EndpointSets,
+    annotations: Annotations,
+    node: NodeContext,
+) -> ServiceSpec:
+    """The service for those who come by an external address or a node port."""
+    if service.spec.external_traffic_policy != "Local":
+        return replace(plain, rules=MASQUERADED)
+    return replace(
+        plain,
+        destinations=_destinations(sets.all, annotations),
+        rules=local_rules(node, family_of(plain.address), sets),
+    )
 
 
 def _persistence(service: Service) -> int | None:

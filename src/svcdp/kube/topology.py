@@ -23,6 +23,12 @@ class EndpointSets(NamedTuple):
     local: list[EndpointInfo]
     has_any: bool
 
+    @property
+    def all(self) -> list[EndpointInfo]:
+        """Those of both, each once."""
+        known = {(each.address, each.port) for each in self.cluster}
+        return self.cluster + [e for e in self.local if (e.address, e.port) not in known]
+
 
 def endpoint_sets(endpoints: Sequence[EndpointInfo], node: NodeContext) -> EndpointSets:
     """Each set has its ready endpoints; if there are none, those that still serve while they

@@ -26,7 +26,7 @@ def test_values_are_made_alike() -> None:
         ("service_cidrs", "10.96.0.0/12"),
         ("node_port_addresses", ["primary", "10.0.0.0/8"]),
         ("node_port_addresses", ["secondary"]),
-        ("detect_local", "BridgeInterface"),
+        ("detect_local", "Bridge"),
     ],
 )
 def test_mistakes_name_the_field(field: str, value: object) -> None:
