@@ -259,8 +259,16 @@ class Sync:
             queued=self._queued,
             updated=self._updated,
             unread_since=min(unread, default=None),
-            failure=self._failure,
+            failure=self._failure or self._ended_by(),
         )
+
+    def _ended_by(self) -> Exception | None:
+        """What ended the worker before its time: a bug."""
+        worker = self._worker
+        if worker is None or not worker.done() or worker.cancelled():
+            return None
+        error = worker.exception()
+        return error if isinstance(error, Exception) else None
 
     def health_checks(self) -> list[HealthCheck]:
         """What health-check node ports have to say; by Service."""
@@ -394,6 +402,9 @@ class Sync:
                     followed.in_force = True
                 self._report()
                 await self._notify()
+        except Exception:
+            log.exception("changes are no longer taken")
+            raise
         finally:
             await self._notify()
 

@@ -120,7 +120,7 @@ def test_python_imports_stay_in_their_layer(path: Path) -> None:
     part = part_of(path)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     distributions = extras["optional-dependencies"]["node"]
-    third_party = {re.split(r"\W", name)[0].lower() for name in distributions}
+    third_party = {re.split(r"[^\w-]", name)[0].lower().replace("-", "_") for name in distributions}
     for module in imports(path):
         top = module.partition(".")[0]
         if top == "svcdp":

@@ -23,7 +23,7 @@ from msgspec import Meta
 from svcdp.errors import ConfigError
 from svcdp.ipvs.sync import LENGTH_MAX, MESSAGE_MAX, MESSAGE_MIN
 from svcdp.ipvs.syncd import GROUP, PORT
-from svcdp.node.values import Address, Cidr, Mark, MarkField, Range, StateTimeout, Switch
+from svcdp.node.values import Address, Bind, Cidr, Mark, MarkField, Range, StateTimeout, Switch
 from svcdp.types import Settings
 
 __all__ = ["API_VERSION", "KIND", "LoadedConfig", "NodeConfig", "Setting", "load", "settings"]
@@ -171,6 +171,12 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     sync_retry: Annotated[
         float, Meta(ge=0.5, description="longest wait for another try of a failed update, seconds")
     ] = 30.0
+    healthz_bind_address: Annotated[
+        Bind, Meta(description="address and port of /healthz, /livez and /readyz; empty: none")
+    ] = Bind("0.0.0.0:10256")
+    metrics_bind_address: Annotated[
+        Bind, Meta(description="address and port of /metrics, /proxyMode, /configz; empty: none")
+    ] = Bind("127.0.0.1:10249")
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least level logged")
     ] = "info"
@@ -318,7 +324,7 @@ def _split(value: Any) -> Any:
 
 
 def _decode(kind: type, value: Any) -> Any:
-    if kind in (Address, Cidr) and not isinstance(value, str):
+    if kind in (Address, Bind, Cidr) and not isinstance(value, str):
         raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
     return kind(value)
 

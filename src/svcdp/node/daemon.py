@@ -21,17 +21,22 @@ from svcdp.errors import ConfigError, SvcdpError
 from svcdp.io import netns
 from svcdp.io.nfqueue import QueueWorkers
 from svcdp.kube import ManifestSource
+from svcdp.kube.events import Event
 from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.node import views
 from svcdp.node.admin import AdminServer, Handler
 from svcdp.node.capture import capture_plan, choose_backend
 from svcdp.node.config import NodeConfig, settings
 from svcdp.node.context import node_context
+from svcdp.node.health import Health
 from svcdp.node.ipvs import IpvsServices, IpvsViews
+from svcdp.node.metrics import Metrics
 from svcdp.node.network import claim_netns, discover_addresses
+from svcdp.node.servicehealth import ServiceHealth
 from svcdp.node.state import ConnectionStore
 from svcdp.node.syncing import peers, sync_daemon
 from svcdp.node.systemd import notify, watchdog_interval
+from svcdp.node.web import Web
 from svcdp.sync import Sync
 
 __all__ = ["run"]
@@ -87,6 +92,7 @@ class _Daemon:
         )
         self._store = ConnectionStore(self._dataplane, config.state_file, config.state_interval)
         self._peers = sync_daemon(self._dataplane, config)
+        self._metrics = Metrics()
 
     async def main(self) -> None:
         serving = asyncio.create_task(self._serve())
@@ -125,13 +131,22 @@ class _Daemon:
                 undo.push_async_callback(asyncio.to_thread, self._peers.stop)
             mode = NfqueueMode(self._dataplane, backend, capture_plan(config, addresses))
             undo.push_async_callback(self._withdraw, mode)
+            node = node_context(config, addresses)
             sync = await undo.enter_async_context(
                 Sync(
                     mode,
-                    node_context(config, addresses),
+                    node,
                     retry=(FIRST_RETRY, config.sync_retry),
+                    on_update=self._metrics.observe,
                 )
             )
+            health = Health(lambda: sync.progress, lambda: self._ipvs.problem if self._ipvs else "")
+            self._metrics.watch(self._dataplane, self._workers, sync, health)
+            web = Web(config, health, self._metrics)
+            undo.push_async_callback(web.close)
+            await web.open()
+            ports = ServiceHealth(node, lambda: health.is_alive, _record)
+            undo.push_async_callback(ports.close)
             if config.ipvs:
                 self._ipvs = IpvsServices(mode, self._dataplane)
             ipvs_views = IpvsViews(self._dataplane, self._ipvs)
@@ -150,6 +165,8 @@ class _Daemon:
             if self._peers is not None:
                 self._peers.start()
             await asyncio.to_thread(mode.install)
+            health.is_serving = True
+            await ports.update(sync.health_checks())
             notify("READY=1")
             log.info(
                 "serving",
@@ -161,7 +178,8 @@ class _Daemon:
                     **sync.counts._asdict(),
                 },
             )
-            await self._attend(sync, mode)
+            undo.push_async_callback(_end, asyncio.create_task(_tell(sync, ports)))
+            await self._attend(sync, mode, health, web)
 
     async def _withdraw(self, mode: NfqueueMode) -> None:
         """Nothing more comes in: stop capturing, then wait until the queues are empty.
@@ -180,7 +198,7 @@ class _Daemon:
                 return
             await asyncio.sleep(DRAIN_STEP)
 
-    async def _attend(self, sync: Sync, mode: NfqueueMode) -> None:
+    async def _attend(self, sync: Sync, mode: NfqueueMode, health: Health, web: Web) -> None:
         """Housekeeping, until cancelled or until a worker dies."""
         watchdog = watchdog_interval()
         generation = sync.generation
@@ -192,20 +210,13 @@ class _Daemon:
             share = -(-self._config.max_connections // SWEEP_ROUNDS)
             await asyncio.to_thread(self._dataplane.sweep, limit=share)
             if number % TRIM_ROUNDS == 0:
-                await self._trim(mode)
+                health.rules_error = await _trim(mode)
+                await web.open()
             if generation != sync.generation:
                 generation = sync.generation
                 log.info("in force", extra={"generation": generation, **sync.counts._asdict()})
             if watchdog:
                 notify("WATCHDOG=1")
-
-    async def _trim(self, mode: NfqueueMode) -> None:
-        try:
-            await asyncio.to_thread(mode.trim)
-        except SvcdpError as error:
-            log.error("the rules cannot be updated: trying again", extra={"error": str(error)})
-        except Exception:  # a bug; packets are served all the same, and the next time may do
-            log.exception("the rules cannot be updated: trying again")
 
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -242,3 +253,42 @@ class _Daemon:
             "peers": lambda request: peers(self._peers),
             "status": lambda request: views.status(self._dataplane, sync),
         }
+
+
+async def _trim(mode: NfqueueMode) -> str:
+    """Bring the rules up to date. Returns what is wrong with them: it does not end the daemon."""
+    try:
+        await asyncio.to_thread(mode.trim)
+    except SvcdpError as error:
+        log.error("the rules cannot be updated: trying again", extra={"error": str(error)})
+        return str(error)
+    except Exception as error:  # a bug; the next time may do
+        log.exception("the rules cannot be updated: trying again")
+        return repr(error)
+    return ""
+
+
+async def _tell(sync: Sync, ports: ServiceHealth) -> None:
+    """Keep health-check node ports as the sources say; try again those that could not be opened."""
+    generation = 0
+    try:
+        while True:
+            await ports.update(sync.health_checks())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TRIM_ROUNDS * TICK):
+                    generation = await sync.wait(generation)
+    except Exception:
+        log.exception("health-check node ports stay as they are")
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)  # what ended it is in the log
+
+
+def _record(event: Event) -> None:
+    """Where there is no API server that takes events."""
+    extra = {"object": str(event.regarding), "reason": event.reason}
+    log.log(
+        logging.WARNING if event.type == "Warning" else logging.INFO, event.message, extra=extra
+    )

@@ -43,6 +43,8 @@ class IpvsServices:
         self._dataplane = dataplane
         #: Those of the daemon's settings.
         self._timeouts = dataplane.timeouts
+        #: Why the file was not loaded again, or "".
+        self.problem = ""
         self._held: dict[Key, ServiceSpec] = {}
         self._lock = asyncio.Lock()
         self._reloading: asyncio.Task[None] | None = None
@@ -71,7 +73,8 @@ class IpvsServices:
         try:
             await self.load(file)
         except SvcdpError as error:
-            log.error("serving what was served before", extra={"error": str(error)})
+            self.problem = str(error)
+            log.error("serving what was served before", extra={"error": self.problem})
 
     async def restore(self, text: str, *, edit: bool = False) -> frozenset[Key]:
         """Serve what the lines say, and nothing else; or (``edit``) run them on what is served.
@@ -87,6 +90,7 @@ class IpvsServices:
             if changed or removed:
                 await asyncio.to_thread(self._mode.update, changed, removed)
             self._held = wanted
+            self.problem = ""
             # Of all services, also those to come: as in IPVS.
             before = self._dataplane.timeouts if edit else self._timeouts
             self._dataplane.configure_timeouts({**before, **chosen})

@@ -16,7 +16,7 @@ from svcdp.errors import ConfigError
 from svcdp.records import check_settings
 from svcdp.types import Settings
 
-__all__ = ["Address", "Cidr", "Mark", "MarkField", "Range", "StateTimeout", "Switch"]
+__all__ = ["Address", "Bind", "Cidr", "Mark", "MarkField", "Range", "StateTimeout", "Switch"]
 
 
 class Address(str):
@@ -24,6 +24,32 @@ class Address(str):
 
     def __new__(cls, text: str) -> Address:
         return super().__new__(cls, ipaddress.ip_address(text))
+
+
+class Bind(str):
+    """An address and port to listen at, such as ``0.0.0.0:80`` or ``[::]:80``; empty: nowhere."""
+
+    place: tuple[str, int] | None
+
+    def __new__(cls, text: str) -> Bind:
+        if not text:
+            self = super().__new__(cls, "")
+            self.place = None
+            return self
+        host, _, port = text.rpartition(":")
+        is_bracketed = host.startswith("[") and host.endswith("]")
+        try:
+            address = Address(host[1:-1] if is_bracketed else host)
+            number = int(port) if re.fullmatch("[0-9]{1,5}", port) else 0
+        except ValueError:
+            address, number = Address("::"), 0
+        if is_bracketed != (":" in address) or not 0 < number <= 0xFFFF:
+            raise ValueError(f"{text!r} is not an address and port such as 127.0.0.1:10249")
+        self = super().__new__(
+            cls, f"[{address}]:{number}" if is_bracketed else f"{address}:{number}"
+        )
+        self.place = (str(address), number)
+        return self
 
 
 class Cidr(str):

@@ -62,6 +62,17 @@ def test_lists_come_as_text_too(tmp_path: Path) -> None:
     assert loaded.config.service_cidrs == ("10.96.0.0/12", "fd00:96::/112", "fd00:97::/112")
 
 
+def test_places_to_listen_at() -> None:
+    flags = {"healthz_bind_address": "[2001:DB8::0]:80", "metrics_bind_address": ""}
+    config = load(environ={}, flags=flags).config
+    assert config.healthz_bind_address == "[2001:db8::]:80"
+    assert config.healthz_bind_address.place == ("2001:db8::", 80)
+    assert config.metrics_bind_address.place is None
+    config = load(environ={}).config
+    assert config.healthz_bind_address.place == ("0.0.0.0", 10256)
+    assert config.metrics_bind_address.place == ("127.0.0.1", 10249)
+
+
 def test_every_setting_has_three_names_and_a_help_text() -> None:
     names = {setting.name: setting for setting in settings()}
     assert names["pod_cidrs"].key == "podCIDRs"
@@ -93,6 +104,14 @@ def test_every_setting_has_three_names_and_a_help_text() -> None:
         ("timeouts: [tcp=9]", "timeouts[0]: 'tcp=9' sets none of none, established, "),
         ("timeouts: [udp=0]", "timeouts[0]: 'udp=0' is not a state=seconds such as udp=30"),
         ("addresses: [1]", "addresses[0]: Expected `str`, got `int` ({file}:3)"),
+        ("healthzBindAddress: 80", "healthzBindAddress: Expected `str`, got `int` ({file}:3)"),
+        ("healthzBindAddress: ':80'", "':80' is not an address and port such as 127.0.0.1:10249"),
+        ("healthzBindAddress: '::1:80'", "'::1:80' is not an address and port"),
+        ("healthzBindAddress: '[1.2.3.4]:80'", "'[1.2.3.4]:80' is not an address and port"),
+        ("healthzBindAddress: '[::1]'", "'[::1]' is not an address and port"),
+        ("healthzBindAddress: '1.2.3.4:0'", "'1.2.3.4:0' is not an address and port"),
+        ("healthzBindAddress: '1.2.3.4:65536'", "'1.2.3.4:65536' is not an address and port"),
+        ("healthzBindAddress: 'localhost:80'", "'localhost:80' is not an address and port"),
         ("podCIDRs: 3", "podCIDRs: Expected `array`, got `int` ({file}:3)"),
         ("podCIDRs: [10.0.0.0/99]", "podCIDRs[0]: '10.0.0.0/99' does not appear"),
         ("1: 2", "{file}:3: unknown key 1"),

@@ -14,12 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from probing import free_port, get
 
 from svcdp.errors import ConfigError, ConflictError, PlatformError, RulesError, SourceError
+from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.node import daemon
 from svcdp.node.client import AdminClient
 from svcdp.node.config import NodeConfig, load
-from svcdp.node.values import Address
+from svcdp.node.values import Address, Bind
 
 SERVICE = """\
 apiVersion: v1
@@ -44,6 +46,7 @@ class Stage:
         self.fail_at = ""
         self.signal_at = ""
         self.dead_worker: BaseException | None = None
+        self.web = ""
         (folder / "manifests").mkdir()
         self.folder = folder
         self.serve("10.96.0.10")
@@ -65,6 +68,8 @@ class Stage:
             addresses=(Address("192.0.2.1"),),
             run_dir=str(self.folder / "run"),
             max_connections=1000,
+            healthz_bind_address=Bind(self.web),
+            metrics_bind_address=Bind(""),
         )
 
 
@@ -193,6 +198,42 @@ def test_it_follows_the_manifests(stage: Stage, monkeypatch: pytest.MonkeyPatch)
 
     run_with(stage, monkeypatch, script)
     assert stage.events[:4] == ["bind", "serve", "apply 10.96.0.10", "add 10.96.0.11"]
+
+
+def test_health_tells_the_truth(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of updates and rules that fail, and of a source that is gone."""
+    place = ("127.0.0.1", free_port())
+    stage.web = f"127.0.0.1:{place[1]}"
+    monkeypatch.setattr(daemon, "TRIM_ROUNDS", 1)
+
+    def statuses() -> list[int]:
+        return [asyncio.run(get(place, path)).status for path in ("/livez", "/healthz", "/readyz")]
+
+    def becomes(*expected: int) -> None:
+        deadline = time.monotonic() + 10
+        while statuses() != [*expected]:
+            assert time.monotonic() < deadline, statuses()
+
+    def script(heard: Callable[[], str]) -> None:
+        becomes(200, 200, 200)
+        stage.fail_at = "add 10.96.0.11"
+        stage.serve("10.96.0.11")
+        os.kill(os.getpid(), signal.SIGHUP)
+        becomes(503, 503, 503)
+        stage.fail_at = ""
+        becomes(200, 200, 200)
+
+        monkeypatch.setattr(NfqueueMode, "trim", lambda self: stage.event("trim"))
+        stage.fail_at = "trim"
+        becomes(503, 503, 503)
+        stage.fail_at = ""
+        becomes(200, 200, 200)
+
+        os.rename(stage.folder / "manifests", stage.folder / "elsewhere")
+        os.kill(os.getpid(), signal.SIGHUP)
+        becomes(200, 200, 503)
+
+    run_with(stage, monkeypatch, script)
 
 
 def test_reload_says_what_needs_a_restart(

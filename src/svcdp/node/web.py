@@ -1,0 +1,113 @@
+"""What the daemon serves by HTTP: probes at one place, metrics at another, as kube-proxy does."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+import msgspec
+
+from svcdp.node.config import API_VERSION, KIND, NodeConfig
+from svcdp.node.health import Health
+from svcdp.node.http import Handler, HttpServer, Place, Request, Response
+from svcdp.node.metrics import CONTENT_TYPE, Metrics
+
+__all__ = ["Web"]
+
+log = logging.getLogger(__name__)
+
+MODE = "nfqueue"
+
+
+class Web:
+    """``/healthz /livez /readyz`` at the one address, ``/metrics /healthz /proxyMode /configz``
+    at the other, as the settings say.
+    """
+
+    def __init__(self, config: NodeConfig, health: Health, metrics: Metrics) -> None:
+        self._config = config
+        self._health = health
+        self._metrics = metrics
+        probes = {"/healthz": self._healthz, "/livez": self._livez, "/readyz": self._readyz}
+        about = {
+            "/healthz": self._healthz,
+            "/metrics": lambda request: Response(metrics.text(), CONTENT_TYPE),
+            "/proxyMode": lambda request: Response(MODE.encode()),
+            "/configz": self._configz,
+        }
+        self._servers = [
+            (name, place, HttpServer(_routed(routes)))
+            for name, place, routes in (
+                ("healthzBindAddress", config.healthz_bind_address.place, probes),
+                ("metricsBindAddress", config.metrics_bind_address.place, about),
+            )
+            if place is not None
+        ]
+        self._failed: dict[Place, str] = {}
+
+    async def open(self) -> None:
+        """Listen where that is not so yet. What fails is logged, once, and left for the next
+        call: packets are served all the same.
+        """
+        for name, place, server in self._servers:
+            if place in server.places:
+                continue
+            try:
+                await server.listen(place)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                if self._failed.get(place) != reason:
+                    log.error("cannot listen", extra={"setting": name, "error": reason})
+                self._failed[place] = reason
+
+    async def close(self) -> None:
+        """Listen no more."""
+        for _, _, server in self._servers:
+            await server.close()
+
+    def _healthz(self, request: Request) -> Response:
+        healthy, eligible = self._health.is_healthy, self._health.node_eligible
+        return self._probe("healthz", healthy, nodeEligible=eligible)
+
+    def _livez(self, request: Request) -> Response:
+        return self._probe("livez", self._health.is_alive)
+
+    def _probe(self, name: str, passes: bool, **more: bool) -> Response:
+        now = datetime.now(UTC)
+        updated = now if passes else datetime.fromtimestamp(self._health.last_updated, UTC)
+        body = {"lastUpdated": _text(updated), "currentTime": _text(now), **more}
+        status = HTTPStatus.OK if passes else HTTPStatus.SERVICE_UNAVAILABLE
+        self._metrics.probed(name, status)
+        return Response(json.dumps(body).encode(), "application/json", status)
+
+    def _readyz(self, request: Request) -> Response:
+        """By names alone: the reasons are for the log, not for whoever can reach the port."""
+        checks = self._health.readiness()
+        failed = [name for name, passes in checks.items() if not passes]
+        lines = [f"not ready: {', '.join(failed)}" if failed else "ok"]
+        if "verbose" in request.query.split("&"):
+            lines[:0] = [f"[{'+' if passes else '-'}] {name}" for name, passes in checks.items()]
+        status = HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK
+        return Response("".join(f"{line}\n" for line in lines).encode(), status=status)
+
+    def _configz(self, request: Request) -> Response:
+        settings = msgspec.to_builtins(self._config, enc_hook=str)
+        whole = {"svcdp.io": {"apiVersion": API_VERSION, "kind": KIND, **settings}}
+        return Response(json.dumps(whole).encode(), "application/json")
+
+
+def _routed(routes: Mapping[str, Callable[[Request], Response]]) -> Handler:
+    def handler(request: Request) -> Response:
+        route = routes.get(request.path)
+        if route is None:
+            return Response(b"Not Found\n", status=HTTPStatus.NOT_FOUND)
+        return route(request)
+
+    return handler
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
