@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 import yaml
 
-from svcdp import records
 from svcdp.errors import ManifestError
 from svcdp.kube._yaml import Lines, documents
 from svcdp.kube.model import EndpointSlice, Object, ObjectKey, Service, family_of, parse_address
@@ -38,6 +37,9 @@ _LISTS: dict[_Kind, _Kind | None] = {
     ("v1", "ServiceList"): _SERVICE,
     ("discovery.k8s.io/v1", "EndpointSliceList"): _SLICE,
 }
+
+# Of what `parse_address` takes, that which ip_vs_ctl.c, ip_vs_add_dest, refuses as a server's.
+_NO_SERVER = re.compile(r"255\.255\.255\.255$|fe[89ab][0-9a-f]:")
 
 
 @dataclass(slots=True)
@@ -199,7 +201,7 @@ def _address_problems(path: str, text: str) -> Iterator[tuple[str, str]]:
 
 def _server_problems(path: str, text: str) -> Iterator[tuple[str, str]]:
     try:
-        if not records.is_unicast(records.parse_address(parse_address(text))):
+        if _NO_SERVER.match(parse_address(text)):
             yield path, f"{text!r} cannot be a server's: broadcast, or link-local"
     except ManifestError as error:
         yield path, error.message
