@@ -23,10 +23,11 @@ cdef extern from * nogil:
     #define svcdp_unlikely(x) __builtin_expect(!!(x), 0)
     #define svcdp_prefetch(p) __builtin_prefetch((p), 1, 3)
 
-    static inline void svcdp_spin_lock(uint8_t *lock)
+    /* Out of line: few ever wait, and none should pay for it with registers. */
+    static __attribute__((noinline, cold, unused)) void svcdp_spin_wait(uint8_t *lock)
     {
         unsigned spins = 0;
-        while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE)) {
+        do {
             while (__atomic_load_n(lock, __ATOMIC_RELAXED)) {
                 if (++spins & 63) {
     #if defined(__x86_64__) || defined(__i386__)
@@ -36,7 +37,13 @@ cdef extern from * nogil:
                     sched_yield();
                 }
             }
-        }
+        } while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE));
+    }
+
+    static inline void svcdp_spin_lock(uint8_t *lock)
+    {
+        if (svcdp_unlikely(__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE)))
+            svcdp_spin_wait(lock);
     }
 
     static inline int svcdp_spin_trylock(uint8_t *lock)

@@ -274,47 +274,45 @@ cdef inline Conn *find(Table *table, const View *view, uint32_t *direction) noex
     return conn
 
 
-cdef inline void lock_stripes(Table *table, uint64_t one, uint64_t other) noexcept nogil:
-    cdef Stripe *first = stripe_of(table, one)
-    cdef Stripe *second = stripe_of(table, other)
-    if first == second:
-        spin_lock(&first.lock)
-    elif first < second:
-        spin_lock(&first.lock)
-        spin_lock(&second.lock)
-    else:
-        spin_lock(&second.lock)
-        spin_lock(&first.lock)
+cdef inline void lock_stripes(Stripe *one, Stripe *other) noexcept nogil:
+    if one > other:
+        one, other = other, one
+    spin_lock(&one.lock)
+    if one != other:
+        spin_lock(&other.lock)
 
 
-cdef inline void unlock_stripes(Table *table, uint64_t one, uint64_t other) noexcept nogil:
-    cdef Stripe *first = stripe_of(table, one)
-    cdef Stripe *second = stripe_of(table, other)
-    if first != second:
-        spin_unlock(&second.lock)
-    spin_unlock(&first.lock)
+cdef inline void unlock_stripes(Stripe *one, Stripe *other) noexcept nogil:
+    if one != other:
+        spin_unlock(&other.lock)
+    spin_unlock(&one.lock)
 
 
-cdef inline bint has_room(Table *table, uint64_t hash) noexcept nogil:
-    """Whether the hash's stripe can take two more slots and keep some empty to end probes."""
-    return stripe_of(table, hash).used + 2 <= table.stripe_mask - (table.stripe_mask >> 3)
+cdef inline bint has_room(const Table *table, const Stripe *stripe) noexcept nogil:
+    """Whether a stripe can take two more slots and keep some empty to end probes."""
+    return stripe.used + 2 <= table.stripe_mask - (table.stripe_mask >> 3)
 
 
-cdef inline void put_slot(Table *table, uint64_t hash, uint64_t slot) noexcept nogil:
-    """Under the stripe's lock."""
+cdef inline void put_slot(
+    Table *table, Stripe *stripe, uint64_t hash, uint64_t slot
+) noexcept nogil:
+    """Into the hash's stripe, which is locked."""
     cdef uint32_t position = <uint32_t>hash & table.mask
     while table.slots[position]:
         position = next_position(table, position)
     store_release_u64(&table.slots[position], slot)
-    stripe_of(table, hash).used += 1
+    stripe.used += 1
 
 
-cdef inline void drop_slot(Table *table, uint64_t hash, uint64_t slot) noexcept nogil:
-    """Under the stripe's lock. Slots behind move up, so that no probe meets a hole."""
+cdef inline void drop_slot(
+    Table *table, Stripe *stripe, uint64_t hash, uint64_t slot
+) noexcept nogil:
+    """Out of the hash's stripe, which is locked. Slots behind move up, so that no probe meets a
+    hole.
+    """
     cdef uint32_t hole = <uint32_t>hash & table.mask
     cdef uint32_t position, home
     cdef uint64_t moved
-    cdef Stripe *stripe = stripe_of(table, hash)
     while table.slots[hole] != slot:
         hole = next_position(table, hole)
     store_release_u32(&stripe.sequence, stripe.sequence + 1)
@@ -390,6 +388,8 @@ cdef inline uint32_t insert_family(
     # hashed, by whoever else has its buffer.
     cdef uint64_t there = conn_hash(table, conn, words, first)
     cdef uint64_t back = conn_hash(table, conn, words, FROM_DESTINATION) if both else there
+    cdef Stripe *one = stripe_of(table, there)
+    cdef Stripe *another = stripe_of(table, back)
     cdef uint32_t index = index_of(table, conn, words)
     cdef uint32_t outcome = INSERTED
     cdef uint32_t direction = 0
@@ -400,7 +400,7 @@ cdef inline uint32_t insert_family(
         return CLASH
     flow_view(conn, first, words, there, &view)
     prefetch(&table.slots[<uint32_t>back & table.mask])
-    lock_stripes(table, there, back)
+    lock_stripes(one, another)
     other[0] = probe(table, &view, &direction)
     if other[0] is not NULL:
         # A flow from the client that is some connection's reply is the destination's own.
@@ -411,15 +411,15 @@ cdef inline uint32_t insert_family(
         if other[0] is not NULL:
             outcome = CLASH
     if outcome == INSERTED:
-        if has_room(table, there) and has_room(table, back):
-            put_slot(table, there, make_slot(there, index, words, first))
+        if has_room(table, one) and has_room(table, another):
+            put_slot(table, one, there, make_slot(there, index, words, first))
             if both:
-                put_slot(table, back, make_slot(back, index, words, FROM_DESTINATION))
+                put_slot(table, another, back, make_slot(back, index, words, FROM_DESTINATION))
             elif conn.protocol == CONN_TEMPLATE:
                 add_u32(&table.templates, 1)
         else:
             outcome = FULL
-    unlock_stripes(table, there, back)
+    unlock_stripes(one, another)
     return outcome
 
 
@@ -445,6 +445,8 @@ cdef inline bint remove(
     not hold it locked. True when this call removed it; `was` is then what its record said.
     """
     cdef uint64_t there, back
+    cdef Stripe *one
+    cdef Stripe *another
     cdef uint32_t index = index_of(table, conn, words)
     cdef uint32_t first
     cdef bint both, mine = False
@@ -459,9 +461,11 @@ cdef inline bint remove(
     spin_unlock(&conn.lock)
     # Stripes come before records, so look again once they are held. Who holds the record now
     # may have made a new connection of it and wait for these stripes: leave it to them.
-    lock_stripes(table, there, back)
+    one = stripe_of(table, there)
+    another = stripe_of(table, back)
+    lock_stripes(one, another)
     if not spin_trylock(&conn.lock):
-        unlock_stripes(table, there, back)
+        unlock_stripes(one, another)
         return False
     if (
         conn.protocol != CONN_FREE and conn.deadline <= before
@@ -473,12 +477,12 @@ cdef inline bint remove(
     ):
         mine = True
         was[0] = conn[0]
-        drop_slot(table, there, make_slot(there, index, words, first))
+        drop_slot(table, one, there, make_slot(there, index, words, first))
         if both:
-            drop_slot(table, back, make_slot(back, index, words, FROM_DESTINATION))
+            drop_slot(table, another, back, make_slot(back, index, words, FROM_DESTINATION))
         store_u8(&conn.protocol, CONN_FREE)
     spin_unlock(&conn.lock)
-    unlock_stripes(table, there, back)
+    unlock_stripes(one, another)
     if mine:
         if was.protocol == CONN_TEMPLATE:
             add_u32(&table.templates, <uint32_t>-1)
