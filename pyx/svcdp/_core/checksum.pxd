@@ -62,19 +62,31 @@ cdef extern from * nogil:
     uint32_t crc32c "svcdp_crc32c"(const uint8_t *p, uint32_t length, uint32_t crc)
 
 
+cdef inline uint64_t change_word(uint16_t old, uint16_t new) noexcept nogil:
+    """What replacing a word adds to a sum."""
+    return <uint64_t><uint16_t>~old + new
+
+
+cdef inline uint64_t change_address(
+    const uint8_t *old, const uint8_t *new, uint32_t words
+) noexcept nogil:
+    """The same of an address."""
+    cdef uint64_t sum = 0
+    cdef uint32_t i
+    for i in range(words):
+        sum += <uint64_t><uint32_t>~load32(old + 4 * i) + load32(new + 4 * i)
+    return sum
+
+
 cdef inline uint16_t delta_add(uint16_t delta, uint16_t old, uint16_t new) noexcept nogil:
     """The delta that also replaces the word `old` by `new`."""
-    return fold(<uint64_t>delta + <uint16_t>~old + new)
+    return fold(delta + change_word(old, new))
 
 
 cdef inline uint16_t delta_address(
     uint16_t delta, const uint8_t *old, const uint8_t *new, uint32_t words
 ) noexcept nogil:
-    cdef uint64_t sum = delta
-    cdef uint32_t i
-    for i in range(words):
-        sum += <uint64_t><uint32_t>~load32(old + 4 * i) + load32(new + 4 * i)
-    return fold(sum)
+    return fold(delta + change_address(old, new, words))
 
 
 cdef inline uint16_t apply_delta(uint16_t checksum, uint16_t delta) noexcept nogil:

@@ -22,14 +22,17 @@ cdef enum:
     FIRST_TIMEOUT = 3
 
 
-cdef inline Conn *allocate_swept(
+cdef inline Conn *new_record(
     Engine *engine, Worker *worker, uint32_t words, int64_t now
 ) noexcept nogil:
-    """A record, after some sweeping when there is none; or NULL."""
+    """A record, locked, after some sweeping when there is none; or NULL."""
     cdef Conn *conn = allocate(&engine.table, words)
-    if conn is NULL:
+    if unlikely(conn is NULL):
         sweep(engine, worker, now, SWEEP_URGENT)
         conn = allocate(&engine.table, words)
+        if conn is NULL:
+            return NULL
+    spin_lock(&conn.lock)
     return conn
 
 
@@ -65,9 +68,8 @@ cdef inline void fill(
     Engine *engine, Conn *conn, const Service *service, const View *view,
     const Dest *target, uint16_t flags, int64_t now
 ) noexcept nogil:
-    """The pattern of a new connection: all of it but its masquerade port and deltas."""
+    """The record of a new connection: all of it but its lock, masquerade port and deltas."""
     cdef uint32_t words = view.words
-    conn.protocol = view.protocol
     conn.flags = flags
     conn.timeouts = service.timeouts
     conn.destination = target.id
@@ -93,12 +95,14 @@ cdef inline void fill(
     # What the packet makes of it, forward() sees.
     conn.state = first_state(view.protocol)
     conn.deadline = now + FIRST_TIMEOUT * SECOND
+    # Last, for it makes the record one.
+    store_u8(&conn.protocol, view.protocol)
 
 
 cdef inline void begin(
     Engine *engine, Conn *conn, const uint8_t *data, const View *view, int64_t now
 ) noexcept nogil:
-    """Put a pattern into the state after its first packet. An ICMP error leaves it as it is."""
+    """Put a connection into the state after its first packet. An ICMP error leaves it as it is."""
     if not view.quoted:
         conn.state = next_state(
             conn.protocol, conn.state,
@@ -118,37 +122,31 @@ cdef inline bint is_same(Conn *one, Conn *other, uint32_t words) noexcept nogil:
 
 
 cdef inline uint32_t connect(
-    Engine *engine, Worker *worker, Conn *pattern, uint32_t words, Dest *target, int64_t now,
+    Engine *engine, Worker *worker, Conn *conn, uint32_t words, Dest *target, int64_t now,
     Conn **made
 ) noexcept nogil:
-    """Make the connection of a pattern, to its destination.
+    """Make a connection to its destination of a record, locked, that was filled.
 
     When no masquerade port is free, that of a connection which both sides have closed is taken.
     INSERTED, or KNOWN when another worker just did it or (one-packet) an earlier datagram, and
     `made` is the connection, locked. FULL, or CLASH: the destination could not tell this
-    connection from another one.
+    connection from another one. Unless INSERTED the record was given back.
     """
-    cdef bint masquerade = pattern.flags & CONN_MASQUERADE
+    cdef bint masquerade = conn.flags & CONN_MASQUERADE
     cdef uint32_t outcome = CLASH
     cdef uint32_t tries = engine.port_count if masquerade else 1
     cdef uint32_t port = 0
     cdef uint32_t removals = PORTS_TRIED_MAX
     cdef bint over
     cdef Conn *other = NULL
-    cdef Conn *conn = allocate_swept(engine, worker, words, now)
-    if conn is NULL:
-        return FULL
     if tries > PORTS_TRIED_MAX:
         tries = PORTS_TRIED_MAX
-    spin_lock(&conn.lock)
-    copy_pattern(conn, pattern, words)
     if masquerade:
         port = <uint32_t>(next_random(&worker.random) % engine.port_count)
     while tries:
         if masquerade:
             conn.source_port = htons(<uint16_t>(engine.port_first + port))
         compute_deltas(conn, words)
-        store_u8(&conn.protocol, pattern.protocol)
         outcome = insert(&engine.table, conn, words, &other)
         if outcome == INSERTED or outcome == FULL:
             break
@@ -278,6 +276,7 @@ cdef inline Conn *expected_connection(
     cdef uint64_t memory[RECORD_WORDS]
     cdef Conn *pattern = <Conn *>memory
     cdef Dest *target
+    cdef Conn *made = NULL
     cdef Conn *conn = find_awaited(engine, view, now, found)
     if conn is NULL:
         return NULL
@@ -295,11 +294,13 @@ cdef inline Conn *expected_connection(
     pattern.flags &= <uint16_t>~CONN_NO_CLIENT_PORT
     pattern.client_port = pattern.source_port = view.source_port
     begin(engine, pattern, data, view, now)
-    conn = NULL
-    if connect(engine, worker, pattern, view.words, target, now, &conn) != INSERTED:
+    conn = new_record(engine, worker, view.words, now)
+    if conn is not NULL:
+        copy_pattern(conn, pattern, view.words)
+    if conn is NULL or connect(engine, worker, conn, view.words, target, now, &made) != INSERTED:
         helper_release(&engine.helpers, pattern.extra)
     add_u32(&target.references, <uint32_t>-1)
-    return conn
+    return made
 
 
 cdef inline bint is_unicast(const uint8_t *address, uint32_t words) noexcept nogil:
@@ -334,21 +335,19 @@ cdef inline Conn *bypass(
     """A connection to where the client meant: ip_vs_core.c, ip_vs_leave. NULL as
     new_connection() says.
     """
-    cdef uint64_t memory[RECORD_WORDS]
-    cdef Conn *pattern = <Conn *>memory
-    cdef Conn *conn = NULL
+    cdef Conn *conn = new_record(engine, worker, view.words, now)
+    cdef Conn *made = NULL
     cdef Dest *nobody = dest_of(&engine.destinations, 0)
-    cdef uint32_t outcome
-    fill(
-        engine, pattern, service, view, nobody,
-        flags_of(service, nobody, view, False), now)
-    begin(engine, pattern, packet.data, view, now)
-    outcome = connect(engine, worker, pattern, view.words, nobody, now, &conn)
-    if conn is NULL:
+    cdef uint32_t outcome = FULL
+    if conn is not NULL:
+        fill(engine, conn, service, view, nobody, flags_of(service, nobody, view, False), now)
+        begin(engine, conn, packet.data, view, now)
+        outcome = connect(engine, worker, conn, view.words, nobody, now, &made)
+    if made is NULL:
         decide(
             worker, packet, SVCDP_VERDICT_DROP,
             SVCDP_REASON_TABLE_FULL if outcome == FULL else SVCDP_REASON_NO_PORT)
-    return conn
+    return made
 
 
 cdef inline Conn *new_connection(
@@ -358,11 +357,10 @@ cdef inline Conn *new_connection(
     """The connection, locked, for a packet of no known one to a service or (NULL) to none; and
     the packet's reason. NULL when it gets none: then its verdict is decided.
     """
-    cdef uint64_t memory[RECORD_WORDS]
-    cdef Conn *pattern = <Conn *>memory
     cdef const Rule *rule
     cdef Affinity affinity
-    cdef Conn *conn = NULL
+    cdef Conn *conn
+    cdef Conn *made = NULL
     cdef Dest *target
     cdef bint masquerade, sticky
     cdef int32_t member = -1
@@ -420,18 +418,24 @@ cdef inline Conn *new_connection(
             let_go(engine, view.words, control)
             forward_once(engine, worker, packet, service, view, target, now)
             return NULL
-        fill(
-            engine, pattern, service, view, target,
-            flags_of(service, target, view, masquerade), now)
-        begin(engine, pattern, packet.data, view, now)
-        pattern.control = 0 if pattern.flags & CONN_ONE_WAY else control
-        outcome = connect(engine, worker, pattern, view.words, target, now, &conn)
-        if outcome != INSERTED or not pattern.control:
-            let_go(engine, view.words, control)
-        elif is_established(conn.state):
-            assure(engine, conn, view.words)
-        if outcome == INSERTED and unlikely(service.is_ftp) and may_help(service, conn):
-            give_helper(engine, conn)
+        conn = new_record(engine, worker, view.words, now)
+        if unlikely(conn is NULL):
+            outcome = FULL
+        else:
+            fill(
+                engine, conn, service, view, target,
+                flags_of(service, target, view, masquerade), now)
+            begin(engine, conn, packet.data, view, now)
+            if control and not conn.flags & CONN_ONE_WAY:
+                conn.control = control
+            outcome = connect(engine, worker, conn, view.words, target, now, &made)
+        if unlikely(control):
+            if outcome != INSERTED or not made.control:
+                let_go(engine, view.words, control)
+            elif is_established(made.state):
+                assure(engine, made, view.words)
+        if outcome == INSERTED and unlikely(service.is_ftp) and may_help(service, made):
+            give_helper(engine, made)
         # A scheduler written in Python is asked once for a connection.
         if outcome != CLASH or sticky or service.scheduler == SCHEDULER_PYTHON:
             break
@@ -439,10 +443,10 @@ cdef inline Conn *new_connection(
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_TABLE_FULL)
     elif outcome == CLASH:
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_PORT)
-    elif outcome == KNOWN and conn.flags & CONN_ONE_WAY:
+    elif outcome == KNOWN and made.flags & CONN_ONE_WAY:
         # Each datagram is a connection of its own.
         traffic_of(worker, target.id).connections += 1
         reason[0] = SVCDP_REASON_NEW
     else:
         reason[0] = SVCDP_REASON_NEW if outcome == INSERTED else SVCDP_REASON_ESTABLISHED
-    return conn
+    return made

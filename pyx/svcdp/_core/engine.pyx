@@ -1146,16 +1146,14 @@ cdef class Core:
         if shifts is not NULL and not is_helped:
             return CLASH
         for _ in range(2):
-            conn = allocate_swept(self.engine, worker, words, now)
+            conn = new_record(self.engine, worker, words, now)
             if conn is NULL:
                 return FULL
             control = 0
             if service.persistence:
                 control = hang_on_known(self.engine, service, &view, target)
-            spin_lock(&conn.lock)
             copy_pattern(conn, pattern, words)
             conn.control = control
-            store_u8(&conn.protocol, protocol)
             outcome = insert(&self.engine.table, conn, words, &other)
             if outcome == INSERTED:
                 count_in(target, conn)

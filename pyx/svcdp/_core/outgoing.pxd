@@ -14,9 +14,14 @@ cdef inline uint32_t take_over(
     last has the client's packets.
     """
     cdef Conn *other
+    cdef Conn *conn
     cdef uint32_t outcome, _
     for _ in range(2):
-        outcome = connect(engine, worker, pattern, view.words, target, now, made)
+        conn = new_record(engine, worker, view.words, now)
+        if conn is NULL:
+            return FULL
+        copy_pattern(conn, pattern, view.words)
+        outcome = connect(engine, worker, conn, view.words, target, now, made)
         if outcome != KNOWN or is_flow_of(made[0], FROM_DESTINATION, view):
             return outcome
         other = made[0]

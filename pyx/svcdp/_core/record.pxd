@@ -23,12 +23,13 @@ cdef inline void discard(Engine *engine, Conn *conn, uint32_t words) noexcept no
 
 
 cdef inline void copy_pattern(Conn *conn, const Conn *pattern, uint32_t words) noexcept nogil:
-    """All but the lock, which is held, and the protocol, which makes the record one."""
+    """All but the lock, which is held; the protocol last, for it makes the record one."""
     # Constant sizes: moves, and no call.
     if words == 1:
         memcpy(<uint8_t *>conn + 2, <const uint8_t *>pattern + 2, RECORD_V4 - 2)
     else:
         memcpy(<uint8_t *>conn + 2, <const uint8_t *>pattern + 2, RECORD_V6 - 2)
+    store_u8(&conn.protocol, pattern.protocol)
 
 
 cdef inline bint insert_record(
@@ -44,7 +45,6 @@ cdef inline bint insert_record(
         return False
     spin_lock(&conn.lock)
     copy_pattern(conn, pattern, words)
-    store_u8(&conn.protocol, pattern.protocol)
     outcome = insert(&engine.table, conn, words, &other)
     if other is not NULL:
         spin_unlock(&other.lock)

@@ -122,16 +122,14 @@ cdef inline int32_t pick_random(Service *service, uint64_t *random) noexcept nog
     return member_at(service, next_random(random) % total + 1) if total else -1
 
 
-cdef inline int32_t pick(
+cdef inline int32_t pick_other(
     Service *service, const View *view, int64_t now, const Expirations *expirations,
     uint64_t *random
 ) noexcept nogil:
-    """For the schedulers of the core; SCHEDULER_PYTHON is asked by the engine."""
+    """By any scheduler but rr."""
     cdef uint8_t scheduler = service.scheduler
     if service.member_count == 0:
         return -1
-    if scheduler == SCHEDULER_RR:
-        return pick_rr(service)
     if scheduler == SCHEDULER_WRR:
         return pick_wrr(service)
     if scheduler == SCHEDULER_RANDOM:
@@ -157,6 +155,16 @@ cdef inline int32_t pick(
     if scheduler == SCHEDULER_TWOS:
         return pick_twos(service, random)
     return -1
+
+
+cdef inline int32_t pick(
+    Service *service, const View *view, int64_t now, const Expirations *expirations,
+    uint64_t *random
+) noexcept nogil:
+    """For the schedulers of the core; SCHEDULER_PYTHON is asked by the engine."""
+    if service.scheduler == SCHEDULER_RR:
+        return pick_rr(service)
+    return pick_other(service, view, now, expirations, random)
 
 
 cdef inline int32_t foresee(Service *service, const View *view) noexcept nogil:
