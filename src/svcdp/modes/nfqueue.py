@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 from collections.abc import Iterable
 
@@ -13,6 +14,8 @@ from svcdp.rules.plan import Item, Mark, items_of
 from svcdp.types import ServiceSpec
 
 __all__ = ["NfqueueMode"]
+
+log = logging.getLogger(__name__)
 
 _NOTHING: frozenset[Item] = frozenset()
 
@@ -61,13 +64,14 @@ class NfqueueMode:
         """Follow the kernel's routes, and stop capturing for what was removed and has no
         connections left.
 
-        Also mends what a failed change left. Raises :class:`svcdp.RulesError`; the next call
-        tries again.
+        Also mends what a failed change left, and what others removed. Raises
+        :class:`svcdp.RulesError`; the next call tries again.
         """
         with self._lock:
             try:
                 self._follow_routes()
             finally:
+                self._mend()
                 self._shrink()
 
     def close(self) -> None:
@@ -90,6 +94,11 @@ class NfqueueMode:
         hops = frozenset(self._onward.hops())
         if self._installed and hops:
             self._rules.refresh(dataclasses.replace(self._plan, items=hops))
+
+    def _mend(self) -> None:
+        if self._installed and not self._rules.is_installed():
+            log.warning("the capture rules were removed by somebody else: installing them again")
+            self._apply(items_of(self._dataplane.captures()))
 
     def _shrink(self) -> None:
         if not (self._installed and self._leaving):

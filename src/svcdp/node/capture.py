@@ -23,6 +23,10 @@ class NoRules(Backend):
     def update(self, plan: CapturePlan, added: Collection[Item], removed: Collection[Item]) -> None:
         """Nothing to do."""
 
+    def is_installed(self) -> bool:
+        """Not to be known."""
+        return True
+
     def refresh(self, plan: CapturePlan) -> None:
         """Nothing to do."""
 

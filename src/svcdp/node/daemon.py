@@ -142,7 +142,7 @@ class _Daemon:
             )
             health = Health(lambda: sync.progress, lambda: self._ipvs.problem if self._ipvs else "")
             self._metrics.watch(self._dataplane, self._workers, sync, health)
-            web = Web(config, health, self._metrics)
+            web = Web(config, health, self._metrics, _record)
             undo.push_async_callback(web.close)
             await web.open()
             ports = ServiceHealth(node, lambda: health.is_alive, _record)

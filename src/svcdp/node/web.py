@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 
 import msgspec
 
+from svcdp.kube.events import Event, Recorder
+from svcdp.kube.model import ObjectKey
 from svcdp.node.config import API_VERSION, KIND, NodeConfig
 from svcdp.node.health import Health
 from svcdp.node.http import Handler, HttpServer, Place, Request, Response
 from svcdp.node.metrics import CONTENT_TYPE, Metrics
 
 __all__ = ["Web"]
-
-log = logging.getLogger(__name__)
 
 MODE = "nfqueue"
 
@@ -27,8 +26,11 @@ class Web:
     at the other, as the settings say.
     """
 
-    def __init__(self, config: NodeConfig, health: Health, metrics: Metrics) -> None:
+    def __init__(
+        self, config: NodeConfig, health: Health, metrics: Metrics, record: Recorder
+    ) -> None:
         self._config = config
+        self._record = record
         self._health = health
         self._metrics = metrics
         probes = {"/healthz": self._healthz, "/livez": self._livez, "/readyz": self._readyz}
@@ -39,29 +41,30 @@ class Web:
             "/configz": self._configz,
         }
         self._servers = [
-            (name, place, HttpServer(_routed(routes)))
-            for name, place, routes in (
-                ("healthzBindAddress", config.healthz_bind_address.place, probes),
-                ("metricsBindAddress", config.metrics_bind_address.place, about),
+            (reason, place, HttpServer(_routed(routes)))
+            for reason, place, routes in (
+                ("FailedToStartProxierHealthcheck", config.healthz_bind_address.place, probes),
+                ("FailedToStartMetricServer", config.metrics_bind_address.place, about),
             )
             if place is not None
         ]
         self._failed: dict[Place, str] = {}
 
     async def open(self) -> None:
-        """Listen where that is not so yet. What fails is logged, once, and left for the next
+        """Listen where that is not so yet. What fails is an event, once, and left for the next
         call: packets are served all the same.
         """
-        for name, place, server in self._servers:
+        for reason, place, server in self._servers:
             if place in server.places:
                 continue
             try:
                 await server.listen(place)
             except OSError as error:
-                reason = error.strerror or str(error)
-                if self._failed.get(place) != reason:
-                    log.error("cannot listen", extra={"setting": name, "error": reason})
-                self._failed[place] = reason
+                message = f"cannot listen at {place[0]} port {place[1]}: {error.strerror or error}"
+                if self._failed.get(place) != message:
+                    node = ObjectKey("Node", "", self._config.node_name)
+                    self._record(Event(node, reason, message))
+                self._failed[place] = message
 
     async def close(self) -> None:
         """Listen no more."""

@@ -47,6 +47,12 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
+    def is_installed(self) -> bool:
+        """Whether what :meth:`apply` installed is still called: others may have flushed it. What
+        is captured is not looked at, so it costs the same whatever that is.
+        """
+
+    @abc.abstractmethod
     def refresh(self, plan: CapturePlan) -> None:
         """Follow the kernel's routes to the next hops of a plan."""
 
@@ -86,6 +92,9 @@ class KernelBackend(Backend):
 
     def update(self, plan: CapturePlan, added: Collection[Item], removed: Collection[Item]) -> None:
         call_in(self._netns, partial(self._update, _field(plan), added, removed))
+
+    def is_installed(self) -> bool:
+        return call_in(self._netns, self._is_called)
 
     def refresh(self, plan: CapturePlan) -> None:
         self._report(call_in(self._netns, partial(hops.refresh, plan.hops, _field(plan))))
@@ -165,6 +174,10 @@ class KernelBackend(Backend):
     @abc.abstractmethod
     def _uninstall(self) -> None:
         """Remove sets and rules, where there are any."""
+
+    @abc.abstractmethod
+    def _is_called(self) -> bool:
+        """Whether packets still come to the rules."""
 
     @abc.abstractmethod
     def _change(self, added: Collection[Element], removed: Collection[Element]) -> None:

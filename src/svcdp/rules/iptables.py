@@ -81,6 +81,15 @@ class IptablesBackend(KernelBackend):
             _restore(tool, script)
         ipset.destroy()
 
+    def _is_called(self) -> bool:
+        return all(
+            any(line.endswith(f"-j {PREFIX}{hook}") for line in found)
+            for tool in TOOLS.values()
+            for table in ("filter", "raw")  # mangle has rules only for firewall marks
+            for found in [_found(tool, table)]
+            for hook in HOOKS[table]
+        )
+
     def _change(self, added: Collection[Element], removed: Collection[Element]) -> None:
         ipset.update(added, removed)
 

@@ -57,6 +57,9 @@ class NftBackend(KernelBackend):
     def _uninstall(self) -> None:
         _load(f"table {TABLE}\ndelete table {TABLE}\n")
 
+    def _is_called(self) -> bool:
+        return all(_list("chain", f"{TABLE} {hook}") for hook in ("prerouting", "output"))
+
     def _change(self, added: Collection[Element], removed: Collection[Element]) -> None:
         _load(_changes("add", added) + _changes("delete", removed))
 
@@ -101,12 +104,17 @@ class NftBackend(KernelBackend):
         return "\n".join([*lines, "}", ""])
 
     def _show(self) -> str:
-        try:
-            return run(["nft", "list", "table", *TABLE.split()])
-        except RulesError as error:
-            if "No such file" in error.stderr:
-                return ""
-            raise
+        return _list("table", TABLE)
+
+
+def _list(kind: str, name: str) -> str:
+    """As nft prints it; empty: there is none."""
+    try:
+        return run(["nft", "list", kind, *name.split()])
+    except RulesError as error:
+        if "No such file" in error.stderr:
+            return ""
+        raise
 
 
 def _load(script: str) -> None:

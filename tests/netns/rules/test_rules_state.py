@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from capture import CLIENT, PLAIN, TIMEOUT, send_raw, set_rp_filter, udp_packet
 
-from svcdp import RulesError
+from svcdp import Dataplane, RulesError
 from svcdp.cli._demo.stage import traces
 from svcdp.lab import Lab, Namespace, Topology, wait_until
+from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.rules import Backend, CapturePlan
 from svcdp.rules.plan import Element
 
@@ -34,6 +35,12 @@ COMMIT
 -A INPUT -s 198.51.100.1 -j DROP
 COMMIT
 """
+
+#: How others flush the rules of a backend.
+FLUSHES = {
+    "iptables": ("iptables -t raw -F", "ip6tables -t raw -F OUTPUT", "iptables -F"),
+    "nft": ("nft flush ruleset",),
+}
 
 
 @pytest.fixture
@@ -225,3 +232,22 @@ def test_it_needs_root(tmp_path: Path) -> None:
     )
     assert "MissingCapability" in result.stderr
     assert "root" in result.stderr
+
+
+def test_rules_that_others_flush(
+    cluster: Topology, dataplane: Dataplane, backend: Backend, plan: CapturePlan
+) -> None:
+    """As a firewall does that is loaded again."""
+    assert not backend.is_installed()
+    mode = NfqueueMode(dataplane, backend, plan)
+    mode.install()
+    try:
+        before = backend.show()
+        for flush in FLUSHES[backend.name]:
+            assert backend.is_installed()
+            cluster.node.run(flush.split())
+            assert not backend.is_installed()
+            mode.trim()
+            assert in_order(backend.show()) == in_order(before)
+    finally:
+        backend.remove()

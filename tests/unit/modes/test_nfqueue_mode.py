@@ -52,6 +52,9 @@ class Kernel(Backend):
         assert not any(isinstance(item, Mark) for item in (*added, *removed))
         self.held = self.held.union(added).difference(removed)
 
+    def is_installed(self) -> bool:
+        return self.held is not None
+
     def refresh(self, plan: CapturePlan) -> None:
         self.refreshed = plan.hops
 
@@ -182,6 +185,27 @@ def test_trim_mends_what_a_refused_update_left(bench: Bench) -> None:
     bench.kernel.held = None
     bench.mode.trim()
     assert bench.kernel.held == bench.wanted
+
+
+def test_trim_brings_back_what_others_removed(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.mode.update([WEB], [])
+    bench.mode.trim()
+    assert bench.kernel.calls == [], "what was not installed is not missed"
+    bench.mode.install()
+    bench.kernel.held = None
+    bench.kernel.refuse = True
+    with pytest.raises(RulesError):
+        bench.mode.trim()
+    bench.kernel.refuse = False
+    bench.mode.trim()
+    bench.mode.trim()
+    assert bench.kernel.calls == ["apply"] * 2
+    assert bench.kernel.held == bench.wanted
+    assert {record.message.partition(":")[0] for record in caplog.records} == {
+        "the capture rules were removed by somebody else"
+    }
 
 
 def test_trim_goes_on_where_routes_cannot_be_asked_for(bench: Bench) -> None:

@@ -110,6 +110,9 @@ class Backend:
     def update(self, plan: Any, added: Any, removed: Any) -> None:
         self._stage.event(f"add {_virtual(added)}")
 
+    def is_installed(self) -> bool:
+        return True
+
     def remove(self) -> None:
         self._stage.event("remove")
 

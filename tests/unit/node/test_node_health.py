@@ -13,6 +13,7 @@ import pytest
 from probing import Answer, free_port, get
 
 from svcdp.errors import RulesError
+from svcdp.kube.events import Event
 from svcdp.node.config import NodeConfig
 from svcdp.node.health import TIMEOUT, Health
 from svcdp.node.metrics import Metrics
@@ -56,8 +57,10 @@ def ask(health: Health, *paths: str, metrics: Metrics | None = None) -> list[Ans
     )
     places = {"": config.healthz_bind_address.place, "about": config.metrics_bind_address.place}
 
+    events: list[Event] = []
+
     async def main() -> list[Answer]:
-        web = Web(config, health, metrics or Metrics())
+        web = Web(config, health, metrics or Metrics(), events.append)
         await web.open()
         await web.open()
         try:
@@ -70,6 +73,7 @@ def ask(health: Health, *paths: str, metrics: Metrics | None = None) -> list[Ans
             return answers
         finally:
             await web.close()
+            assert events == []
 
     return asyncio.run(main())
 
@@ -143,14 +147,17 @@ def test_probes_are_counted() -> None:
         assert line in text
 
 
-def test_an_address_that_is_taken_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_address_that_is_taken_is_tried_again() -> None:
+    events: list[Event] = []
     place = (HOST, free_port())
     config = NodeConfig(
-        healthz_bind_address=Bind(f"{HOST}:{place[1]}"), metrics_bind_address=Bind("")
+        node_name="n1",
+        healthz_bind_address=Bind(f"{HOST}:{place[1]}"),
+        metrics_bind_address=Bind(""),
     )
 
     async def main() -> None:
-        one, other = (Web(config, healthy(), Metrics()) for _ in range(2))
+        one, other = (Web(config, healthy(), Metrics(), events.append) for _ in range(2))
         await one.open()
         await other.open()
         await other.open()
@@ -160,7 +167,6 @@ def test_an_address_that_is_taken_is_tried_again(caplog: pytest.LogCaptureFixtur
         await other.close()
 
     asyncio.run(main())
-    (record,) = caplog.records
-    assert record.message == "cannot listen"
-    assert vars(record)["setting"] == "healthzBindAddress"
-    assert "in use" in vars(record)["error"]
+    (event,) = events
+    assert (event.reason, str(event.regarding)) == ("FailedToStartProxierHealthcheck", "Node n1")
+    assert event.message.startswith(f"cannot listen at {HOST} port {place[1]}: ")

@@ -74,6 +74,18 @@ def test_no_tool(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         NftBackend(None, host.run_dir).show()
 
 
+def test_what_others_flushed(host: Host) -> None:
+    host.install()
+    backend = NftBackend(None, host.run_dir)
+    host.prints("nft", "table inet svcdp {")
+    assert backend.is_installed()
+    host.fails("nft", "Error: No such file or directory")
+    assert not backend.is_installed()
+    host.fails("nft", "Error: Operation not permitted")
+    with pytest.raises(MissingCapability):
+        backend.is_installed()
+
+
 LINK = '[{"ifname": "e", "mtu": 1, "dst": "10.1.0.1", "dev": "e", "via": "x", "metrics": 1}]'
 
 
