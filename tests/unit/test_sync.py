@@ -378,6 +378,26 @@ def test_progress_says_what_waits() -> None:
     run(test)
 
 
+def test_a_worker_that_died_is_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    def bug(changes: object) -> set[Any]:
+        raise ZeroDivisionError
+
+    async def test() -> None:
+        source = FakeSource()
+        async with Sync(FakeMode(), NodeContext(), retry=RETRY) as sync:
+            sync.follow(source)
+            source.say(Change())
+            await sync.ready()
+            sync._tracker.apply = bug  # type: ignore[method-assign,assignment]
+            source.say(Change(objects=objects("web1")))
+            while not isinstance(sync.progress.failure, ZeroDivisionError):
+                await asyncio.sleep(0)
+
+    with pytest.raises(ZeroDivisionError):
+        run(test)
+    assert "changes are no longer taken" in caplog.text
+
+
 def test_a_source_that_cannot_be_read_is_known_since_when() -> None:
     async def test() -> None:
         source = FakeSource()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ def run_checks(config: NodeConfig) -> Iterator[Check]:
     yield daemon or Check("ok", "daemon", "none is running")
     if daemon is None:  # else they are its own
         yield from _queues(config)
+        yield from _ports(config)
     yield from _rules(config)
     yield from _forwarding()
     yield _addresses(config)
@@ -85,6 +87,22 @@ def _rules(config: NodeConfig) -> Iterator[Check]:
         yield Check("warn", "forwarding by dr", f"lacks {', '.join(missing)}")
     else:
         yield Check("ok", "forwarding by dr", "possible")
+
+
+def _ports(config: NodeConfig) -> Iterator[Check]:
+    """Those of probes and metrics: kube-proxy has the same."""
+    for bind in (config.healthz_bind_address, config.metrics_bind_address):
+        if bind.place is None:
+            continue
+        try:
+            socket.create_server(
+                bind.place, family=socket.AF_INET6 if ":" in bind.place[0] else socket.AF_INET
+            ).close()
+        except OSError as error:
+            fix = "stop kube-proxy, or set healthzBindAddress and metricsBindAddress"
+            yield Check("warn", "ports", f"{bind}: {error.strerror or error}", fix)
+        else:
+            yield Check("ok", "ports", f"{bind} is free")
 
 
 def _forwarding() -> Iterator[Check]:

@@ -274,6 +274,7 @@ async def _tell(sync: Sync, ports: ServiceHealth) -> None:
     try:
         while True:
             await ports.update(sync.health_checks())
+            await asyncio.sleep(TICK)  # what comes by the way is told at once
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TRIM_ROUNDS * TICK):
                     generation = await sync.wait(generation)
