@@ -270,6 +270,11 @@ class Sync:
         error = worker.exception()
         return error if isinstance(error, Exception) else None
 
+    @property
+    def is_eligible(self) -> bool:
+        """Whether load balancers may send to this node, as its Node says."""
+        return self._tracker.is_eligible
+
     def health_checks(self) -> list[HealthCheck]:
         """What health-check node ports have to say; by Service."""
         return self._tracker.health_checks()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 from kube_objects import Manifest, case, endpoint, endpoints, port, service
 
 from svcdp.kube import NodeContext
 from svcdp.kube.decode import decode_value
-from svcdp.kube.health import is_eligible
-from svcdp.kube.model import Node
+from svcdp.kube.model import ObjectKey
 from svcdp.kube.state import Change
 from svcdp.kube.tracker import Tracker
 
@@ -132,12 +130,26 @@ NODES = [
 ]  # fmt: skip
 
 
+def node(name: str = HERE, **fields: Any) -> Manifest:
+    metadata = {"name": name, **fields.pop("metadata", {})}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, **fields}
+
+
 @pytest.mark.parametrize(("fields", "expected"), NODES)
 def test_eligible_nodes(fields: Manifest, expected: bool) -> None:
-    metadata = {"name": HERE, **fields.get("metadata", {})}
-    node = msgspec.convert({**fields, "kind": "Node", "metadata": metadata}, Node)
-    assert is_eligible(node) is expected
+    assert tracker(node(**fields)).is_eligible is expected
+    assert tracker(node(THERE, **fields)).is_eligible is True, "what others are is their business"
 
 
 def test_a_node_that_is_gone() -> None:
-    assert not is_eligible(None)
+    found = tracker(node(), balanced())
+    found.apply([(0, "", Change(deleted=(ObjectKey("Node", "", HERE),)))])
+    assert not found.is_eligible
+    [back] = decode_value({"kind": "NodeList", "apiVersion": "v1", "items": [node()]})
+    found.apply([(0, "", Change(objects=(back,)))])
+    assert found.is_eligible
+    assert found.state.changed == {"Node": 3, "Service": 1}
+
+
+def test_without_a_node_there_is_nothing_against_it() -> None:
+    assert tracker(balanced()).is_eligible

@@ -18,7 +18,15 @@ import yaml
 
 from svcdp.errors import ManifestError
 from svcdp.kube._yaml import Lines, documents
-from svcdp.kube.model import EndpointSlice, Object, ObjectKey, Service, family_of, parse_address
+from svcdp.kube.model import (
+    EndpointSlice,
+    Node,
+    Object,
+    ObjectKey,
+    Service,
+    family_of,
+    parse_address,
+)
 
 __all__ = ["Decoded", "decode", "decode_value"]
 
@@ -27,15 +35,18 @@ _LineOf = Callable[[str], int]  # field path -> line
 
 _SERVICE: _Kind = ("v1", "Service")
 _SLICE: _Kind = ("discovery.k8s.io/v1", "EndpointSlice")
-_TYPES: dict[_Kind, type[Service] | type[EndpointSlice]] = {
+_NODE: _Kind = ("v1", "Node")
+_TYPES: dict[_Kind, type[Service] | type[EndpointSlice] | type[Node]] = {
     _SERVICE: Service,
     _SLICE: EndpointSlice,
+    _NODE: Node,
 }
 # Items of a typed list have no kind of their own when the API server writes them.
 _LISTS: dict[_Kind, _Kind | None] = {
     ("v1", "List"): None,
     ("v1", "ServiceList"): _SERVICE,
     ("discovery.k8s.io/v1", "EndpointSliceList"): _SLICE,
+    ("v1", "NodeList"): _NODE,
 }
 
 # Of what `parse_address` takes, that which ip_vs_ctl.c, ip_vs_add_dest, refuses as a server's.
@@ -186,7 +197,7 @@ def _problems(found: Object) -> Iterator[tuple[str, str]]:
     if isinstance(found, Service):
         yield from _cluster_ip_problems(found)
         yield from _port_problems(found)
-    elif found.address_type != "FQDN":
+    elif isinstance(found, EndpointSlice) and found.address_type != "FQDN":
         for index, endpoint in enumerate(found.endpoints or ()):
             for address in endpoint.addresses[:1]:
                 yield from _server_problems(f".endpoints[{index}].addresses[0]", address)

@@ -257,8 +257,18 @@ class Node(_Record, frozen=True):
     metadata: ObjectMeta
     spec: NodeSpec | None = None
 
+    @property
+    def key(self) -> ObjectKey:
+        """What identifies it among all objects."""
+        return ObjectKey("Node", "", self.metadata.name)
 
-Object = Service | EndpointSlice
+    @property
+    def ref(self) -> None:
+        """It belongs to no Service."""
+        return None
+
+
+Object = Service | EndpointSlice | Node
 
 
 def parse_address(text: str) -> str:

@@ -96,7 +96,7 @@ def resolve_all(objects: Iterable[Object | Mapping[str, Any]], node: NodeContext
 
 
 def _records(value: Object | Mapping[str, Any]) -> Sequence[Object]:
-    return [value] if isinstance(value, Service | EndpointSlice) else decode_value(value)
+    return [value] if isinstance(value, Object) else decode_value(value)
 
 
 def resolve_service(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from svcdp.errors import ConflictError
-from svcdp.kube.model import EndpointSlice, Object, ObjectKey, Service, ServiceRef
+from svcdp.kube.model import EndpointSlice, Node, Object, ObjectKey, Service, ServiceRef
 
 __all__ = ["Change", "Origin", "State"]
 
@@ -33,7 +33,7 @@ class Change:
 
 
 class State:
-    """Services and EndpointSlices, each from one or several origins.
+    """Services, EndpointSlices and Nodes, each from one or several origins.
 
     Where several have the same object the lowest origin's counts; the next one takes over
     when it goes. Not safe for several threads.
@@ -50,6 +50,8 @@ class State:
         self.triggers: list[str] = []
         self._services: dict[ServiceRef, Service] = {}
         self._slices: dict[ServiceRef, dict[str, EndpointSlice]] = {}
+        #: By name; None: it is gone.
+        self.nodes: dict[str, Node | None] = {}
 
     @property
     def services(self) -> Mapping[ServiceRef, Service]:
@@ -125,6 +127,9 @@ class State:
         if before == after:
             return set()
         self.changed[key.kind] += 1
+        if key.kind == "Node":
+            self.nodes[key.name] = after if isinstance(after, Node) else None
+            return set()
         touched: set[ServiceRef] = set()
         if before is not None and before.ref is not None:
             touched.add(before.ref)
@@ -137,7 +142,7 @@ class State:
     def _insert(self, found: Object, ref: ServiceRef) -> None:
         if isinstance(found, Service):
             self._services[ref] = found
-        else:
+        elif isinstance(found, EndpointSlice):
             self._slices.setdefault(ref, {})[found.metadata.name] = found
             if trigger := (found.metadata.annotations or {}).get(TRIGGER_ANNOTATION):
                 self.triggers.append(trigger)

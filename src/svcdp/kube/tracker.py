@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from svcdp.errors import ManifestError, SvcdpError
 from svcdp.kube.claims import Claims, Key
 from svcdp.kube.context import NodeContext
-from svcdp.kube.health import HealthCheck, LocalEndpoints, local_endpoints
+from svcdp.kube.health import HealthCheck, LocalEndpoints, is_eligible, local_endpoints
 from svcdp.kube.model import ServiceRef
 from svcdp.kube.resolve import resolve_service
 from svcdp.kube.state import Change, State
@@ -45,6 +45,12 @@ class Tracker:
     def spec(self, key: Key) -> ServiceSpec | None:
         """The spec in force for a key; None: nobody's."""
         return self.claims.held(key)
+
+    @property
+    def is_eligible(self) -> bool:
+        """Whether load balancers may send to this node. Yes where no source ever had its Node."""
+        nodes = self.state.nodes
+        return self.node.name not in nodes or is_eligible(nodes[self.node.name])
 
     def take_triggers(self) -> list[str]:
         """Those of :attr:`State.triggers` that are new."""

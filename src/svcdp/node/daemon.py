@@ -140,7 +140,11 @@ class _Daemon:
                     on_update=self._metrics.observe,
                 )
             )
-            health = Health(lambda: sync.progress, lambda: self._ipvs.problem if self._ipvs else "")
+            health = Health(
+                lambda: sync.progress,
+                lambda: self._ipvs.problem if self._ipvs else "",
+                lambda: sync.is_eligible,
+            )
             self._metrics.watch(self._dataplane, self._workers, sync, health)
             web = Web(config, health, self._metrics, _record)
             undo.push_async_callback(web.close)

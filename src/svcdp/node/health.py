@@ -32,16 +32,23 @@ class Health:
     """
 
     def __init__(
-        self, progress: Callable[[], Progress], source_error: Callable[[], str] = str
+        self,
+        progress: Callable[[], Progress],
+        source_error: Callable[[], str] = str,
+        is_eligible: Callable[[], bool] = lambda: True,
     ) -> None:
         self._progress = progress
         self._source_error = source_error
+        self._is_eligible = is_eligible
         #: Whether packets are captured and served.
         self.is_serving = False
         #: What is wrong with the capture rules, or "".
         self.rules_error = ""
-        #: Whether load balancers may send here (`svcdp.kube.health.is_eligible`).
-        self.node_eligible = True
+
+    @property
+    def node_eligible(self) -> bool:
+        """Whether load balancers may send here (`svcdp.kube.health.is_eligible`)."""
+        return self._is_eligible()
 
     @property
     def is_alive(self) -> bool:

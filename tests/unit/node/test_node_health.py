@@ -41,8 +41,10 @@ WRONG: dict[str, tuple[Callable[[], Progress], dict[str, Any], set[str]]] = {
 }
 
 
-def healthy(progress: Callable[[], Progress] = lambda: FINE, **fields: Any) -> Health:
-    health = Health(progress)
+def healthy(progress: Callable[[], Progress] = lambda: FINE, **given: Any) -> Health:
+    fields = dict(given)
+    eligible = fields.pop("node_eligible", True)
+    health = Health(progress, is_eligible=lambda: eligible)
     health.is_serving = True
     for name, value in fields.items():
         setattr(health, name, value)
@@ -136,8 +138,7 @@ def test_probes_are_counted() -> None:
     metrics = Metrics()
     health = healthy()
     ask(health, "/healthz", "/healthz", "/livez", metrics=metrics)
-    health.node_eligible = False
-    ask(health, "/healthz", "/livez", metrics=metrics)
+    ask(healthy(node_eligible=False), "/healthz", "/livez", metrics=metrics)
     text = metrics.text().decode()
     for line in (
         'kubeproxy_proxy_healthz_total{code="200"} 2.0',
