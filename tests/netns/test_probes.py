@@ -122,6 +122,20 @@ def test_probes_and_metrics(cluster: Topology, folder: Path, start: Start) -> No
         assert float(values["kubeproxy_sync_proxy_rules_duration_seconds_count"]) >= 2
         assert float(values["svcdp_services"]) == 2
 
+        taint = {"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node"}}
+        write(folder, web, other, *slices, {**node, "spec": {"taints": [taint]}})
+
+        def eligible() -> list[Any]:
+            answer = fetch(cluster.client, four, 10256, "/healthz")
+            return [answer.status, json.loads(answer.body)["nodeEligible"]]
+
+        wait_until(lambda: eligible() == [503, False], TIMEOUT, "the node is drained")
+        assert fetch(cluster.client, four, 10256, "/livez").status == 200
+        assert heard(six) == (200, 1), "those that count on local endpoints see for themselves"
+        write(folder, web, other, *slices, node)
+        wait_until(lambda: eligible() == [200, True], TIMEOUT, "it is back")
+
         log = (daemon.folder / "log").read_text()
         assert log.count("FailedToStartServiceHealthcheck") == 1
         assert f"health-check node port {TAKEN_PORT} cannot be opened: {four}: " in log
