@@ -138,6 +138,10 @@ class Director:
             "net.ipv6.conf.default.disable_ipv6": 0,
             "net.ipv6.conf.default.accept_dad": 0,
             "net.ipv6.conf.default.addr_gen_mode": 1,
+            # As behind a device that has verified checksums. Connection tracking's own check of
+            # IPv6 leaves a sum with the IP header in it, which IPVS takes for TCP's alone: it
+            # drops all that an IPv6 service with a helper gets.
+            "net.netfilter.nf_conntrack_checksum": 0,
         }.items():
             sysctl(name, value)
         run("ip", "-batch", "-", text="\n".join(links(number, mtus)) + "\n")
