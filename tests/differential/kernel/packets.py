@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6PacketTooBig,
     ICMPv6ParamProblem,
     ICMPv6TimeExceeded,
     IPv6,
+    IPv6ExtHdrFragment,
+    fragment6,
 )
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet, Raw
@@ -23,10 +25,15 @@ __all__ = [
     "icmp_errors",
     "init",
     "padded",
+    "pieces",
+    "sip",
     "syn",
+    "udp",
 ]
 
 HEADER = {4: 20, 6: 40}
+#: Bytes of a fragment.
+PIECE = {4: 600, 6: 1280}
 
 
 def header(family: int, source: str, destination: str, **fields: Any) -> Packet:
@@ -64,6 +71,19 @@ def padded(packet: Packet, length: int) -> Packet:
     return packet / Raw(b"\x5a" * (length - len(packet)))
 
 
+def pieces(packet: Packet) -> list[bytes]:
+    """Its fragments, which its source port tells from those of others in IPv6."""
+    number = packet.payload.sport
+    packet = packet.__class__(bytes(packet))
+    if packet.version == 4:
+        return [bytes(piece) for piece in fragment(packet, PIECE[4])]
+    head, body = packet.copy(), packet.payload
+    head.remove_payload()
+    del head.nh  # that of the header which comes between them
+    extended = head / IPv6ExtHdrFragment(id=number) / body
+    return [bytes(piece) for piece in fragment6(extended, PIECE[6])]
+
+
 def icmp_errors(source: str, about: Packet, quoted: bytes = b"", **fields: Any) -> list[Packet]:
     """Every kind of ICMP error, about a packet, to its sender."""
     bodies: list[Packet]
@@ -93,11 +113,13 @@ def udp(port: int, to: int = 80, payload: bytes = b"hello", **fields: Any) -> Pa
     return UDP(sport=port, dport=to, **fields) / Raw(payload)
 
 
-def sip(port: int, call: str, form: str = "crlf", to: int = 5060) -> Packet:
-    """A request of a call; ``form`` is of its lines and of its Call-ID."""
+def sip(port: int, call: str, form: str = "crlf", to: int = 5060, before: str = "") -> Packet:
+    """A request of a call; ``form`` is of its lines and of its Call-ID, and ``before`` a line
+    before it.
+    """
     end = "\n" if form == "lf" else "\r\n"
     name = "i" if form == "short" else "Call-ID"
-    lines = ["OPTIONS sip:a@x SIP/2.0", "Via: SIP/2.0/UDP x", f"{name}: {call}", "CSeq: 1 OPTIONS"]
+    lines = ["OPTIONS sip:a@x SIP/2.0", before or "Via: SIP/2.0/UDP x", f"{name}: {call}"]
     return UDP(sport=port, dport=to) / Raw(
-        "".join(f"{line}{end}" for line in [*lines, ""]).encode()
+        "".join(f"{line}{end}" for line in [*lines, "CSeq: 1 OPTIONS", ""]).encode()
     )

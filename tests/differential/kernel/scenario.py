@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from bisect import insort
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
@@ -21,6 +22,7 @@ GUE_PORT_BYTES = struct.pack("!H", GUE_PORT)
 #: Sources of tunnels.
 OWN = {ip_address(director(side, version)).packed for side in SIDES for version in (4, 6)}
 FRAGMENT_HEADER = 44  # RFC 8200, 4.5
+GRE = 47
 #: The port of a persistence template that IPVS gave up but keeps until it expires.
 GIVEN_UP = 0xFFFF
 #: Of who makes an error: internetwork control (RFC 1812 4.3.2.5). Errors that pass keep theirs.
@@ -66,7 +68,7 @@ class Scenario:
 
     def send_pieces(self, *packets: Packet, side: str = "c") -> Scenario:
         """Let the fragments of one packet come in. The kernel makes one of them and then other
-        fragments; what counts is what their receiver makes of those.
+        fragments, svcdp forwards each; what counts is what their receiver makes of those.
         """
         return self._step("pieces", side, *(bytes(packet).hex() for packet in packets))
 
@@ -156,33 +158,65 @@ def _packets(side: str, *outcomes: list[list[str]]) -> list[list[list[str]]]:
 
 
 def whole(came: list[list[str]]) -> list[list[str]]:
-    """The packets of which these are the fragments, which must be in order and complete."""
-    done: list[list[str]] = []
-    payloads: dict[tuple[str, bytes], bytes] = {}
-    for side, text in came:
-        data = bytes.fromhex(text)
+    """The packets that their receivers have in the end, out of fragments, tunnels and the
+    fragments in these, sorted. Fragments of what did not become whole stay as they are.
+    """
+    joined = _joined([(side, bytes.fromhex(data)) for side, data in came])
+    return sorted([side, data.hex()] for side, data in _joined(map(_unwrapped, joined)))
+
+
+def _joined(came: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """What these fragments are of, in headers that do not tell fragments from each other."""
+    packets: dict[tuple[str, bytes, bytes], list[tuple[int, bool, bytes]]] = {}
+    done: list[tuple[str, bytes]] = []
+    for side, data in came:
+        if side == "host":
+            done.append((side, data))
+            continue
+        offset, more, start, number = 0, False, 40, b""
         if data[0] >> 4 == 4:
-            position = int.from_bytes(data[6:8], "big")
-            offset, more, start = (position & 0x1FFF) * 8, position & 0x2000, 20
-            # Without what tells fragments from each other; DF is not theirs any more.
-            header = (
-                data[:2] + bytes(2) + data[4:6] + bytes(2) + data[8:10] + bytes(2) + data[12:20]
-            )
+            position, number = int.from_bytes(data[6:8], "big"), data[4:6]
+            offset, more, start = (position & 0x1FFF) * 8, bool(position & 0x2000), 20
+            # DF is not theirs any more.
+            header = data[:2] + bytes(6) + data[8:10] + bytes(2) + data[12:20]
         elif data[6] == FRAGMENT_HEADER:
-            position = int.from_bytes(data[42:44], "big")
-            offset, more, start = position & 0xFFF8, position & 1, 48
+            position, number = int.from_bytes(data[42:44], "big"), data[44:48]
+            offset, more, start = position & 0xFFF8, bool(position & 1), 48
             header = data[:4] + bytes(2) + data[40:41] + data[7:40]
         else:
-            offset, more, start = 0, 0, 40
             header = data[:4] + bytes(2) + data[6:40]
-        before = payloads.pop((side, header), b"")
-        assert len(before) == offset
-        if more:
-            payloads[side, header] = before + data[start:]
-        else:
-            done.append([side, (header + before + data[start:]).hex()])
-    assert not payloads
-    return done
+        pieces = packets.setdefault((side, header, number), [])
+        if (piece := (offset, more, data[start:])) not in pieces:
+            insort(pieces, piece)
+        if _is_complete(pieces):
+            body = b"".join(piece for _, _, piece in packets.pop((side, header, number)))
+            done.append((side, header + body))
+    left = (
+        (side, header + offset.to_bytes(2, "big") + piece)
+        for (side, header, _), pieces in packets.items()
+        for offset, _, piece in pieces
+    )
+    return [*done, *left]
+
+
+def _is_complete(pieces: list[tuple[int, bool, bytes]]) -> bool:
+    ends = [0, *(offset + len(piece) for offset, _, piece in pieces)]
+    return not pieces[-1][1] and all(map(int.__eq__, ends, (offset for offset, _, _ in pieces)))
+
+
+def _unwrapped(came: tuple[str, bytes]) -> tuple[str, bytes]:
+    """What is in a tunnel of the director."""
+    side, data = came
+    at, protocol, source = 40, data[6], data[8:24]
+    if data[0] >> 4 == 4:
+        at, protocol, source = 20, data[9], data[12:16]
+    if side == "host" or source not in OWN:
+        return came
+    if protocol == GRE:
+        at += 8 if data[at] & 0x80 else 4
+    elif protocol == wire.UDP:
+        at += 12
+    return side, data[at:]
 
 
 def _within_a_second(row: list[Any], others: Iterable[list[Any]]) -> list[Any]:

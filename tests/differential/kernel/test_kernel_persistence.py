@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import wire
-from packets import from_client, from_server, sip
+from packets import from_client, from_server, padded, pieces, sip
 from scapy.layers.inet import UDP
 from scapy.packet import Raw
 from scenario import Packet, Scenario
@@ -152,6 +152,33 @@ def calls_of_servers(family: int, option: str = "") -> Scenario:
     return scenario
 
 
+def calls_in_pieces(family: int) -> Scenario:
+    """SIP: the first piece of a datagram has the Call-ID; or another one."""
+    name = f"-u {shown(VIRTUAL[family], 5060)}"
+    scenario = Scenario(f"sip-pieces-v{family}")
+    with_servers(scenario, name, "-s rr -p 60 --pe sip", family, port=5060)
+    for port, call in enumerate(("a@x", "b@x", "a@x", "c@x", "b@x"), 3000):
+        scenario.send_pieces(*pieces(padded(from_client(family, sip(port, call), id=port), 1500)))
+    late = sip(3100, "a@x", before="Subject: " + "x" * 1300)
+    first, *others = pieces(from_client(family, late, id=3100))
+    scenario.send_pieces(first, *others)
+    ours = [["host", piece[40 * (family == 6) :].hex()] for piece in others]
+    return scenario.differs(ours, "it reads the first fragment, and drops what has no call")
+
+
+def ftp_at_servers(family: int, forward: str) -> Scenario:
+    """A persistent service of port 21: data connections of a client follow its control
+    connection, which nobody reads along.
+    """
+    name = f"-t {shown(VIRTUAL[family], 21)}"
+    scenario = Scenario(f"ftp-v{family}{forward}")
+    with_servers(scenario, name, "-s rr -p 100", family, 21, forward)
+    for port in (21, 30000, 20, 1023, 1024):
+        scenario.send(*opened(family, range(2000 + port, 2001 + port), to_port=port))
+    scenario.send(*opened(family, range(20, 21), to_port=21))
+    return scenario.connections().services()
+
+
 SCENARIOS = [
     by_client(4, "", "v4"),
     by_client(6, "", "v6"),
@@ -164,6 +191,8 @@ SCENARIOS = [
     *(by_mark(family, options) for family in (4, 6) for options in ("", "-p 50")),
     *(single_packets(forward, options) for forward in ("-m", "-g") for options in ("", "-p 50")),
     *(calls(form) for form in ("crlf", "lf", "short")),
+    *(calls_in_pieces(family) for family in (4, 6)),
+    *(ftp_at_servers(family, forward) for family in (4, 6) for forward in ("-g", "-i")),
     *(calls_of_servers(family, option) for family in (4, 6) for option in ("", "-o")),
 ]
 
