@@ -38,6 +38,7 @@ from svcdp.records import (
     check_service,
     check_settings,
     compile_service,
+    is_ftp,
     order_subsets,
     parse_address,
     ports_of,
@@ -643,8 +644,7 @@ def _has_data_ports(spec: ServiceSpec) -> bool:
     """Whether other connections belong to those of the service: FTP's, which the helper knows of
     or which follow the client.
     """
-    is_ftp = spec.port == 21 and spec.protocol == "tcp" and not spec.last_port
-    return bool(spec.helper) or (is_ftp and spec.persistence is not None)
+    return bool(spec.helper) or (is_ftp(spec) and spec.persistence is not None)
 
 
 def _ports_captured(spec: ServiceSpec) -> tuple[int, bool]:

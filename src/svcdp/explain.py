@@ -7,7 +7,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from svcdp.errors import ConfigError
-from svcdp.records import Endpoint, check_address, check_key, check_port, parse_address
+from svcdp.records import (
+    FTP_PORT,
+    Endpoint,
+    check_address,
+    check_key,
+    check_port,
+    is_ftp,
+    parse_address,
+)
 from svcdp.status import Connection
 from svcdp.types import DestinationSpec, Flow, ServiceSpec
 
@@ -130,8 +138,7 @@ def explain_known(
 
 def _is_ftp_data(spec: ServiceSpec, flow: Flow) -> bool:
     """Whether a flow for another port comes to the service because it is FTP's."""
-    is_ftp = spec.protocol == "tcp" and spec.port == 21 and not spec.last_port
-    return is_ftp and flow.destination_port != 21
+    return is_ftp(spec) and flow.destination_port != FTP_PORT
 
 
 def _port_at(member: DestinationSpec, spec: ServiceSpec, flow: Flow) -> int:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from svcdp._core.engine import OUTCOMES, STATES
 from svcdp.errors import ClosedError, ConfigError
 from svcdp.records import (
+    FTP_PORT,
     Key,
     check_address,
     check_key,
     check_number,
     check_port,
+    is_ftp,
     parse_address,
 )
 from svcdp.status import NO_CPORT, ONE_PACKET, SYNC, ConnectionState, SequenceShift
@@ -73,6 +75,9 @@ def state_of(
             return None
         address, port, protocol = spec.key
         mark = port if protocol == "fwmark" else 0
+        if is_ftp(spec):
+            # Its data connections are bound too: ip_vs_core.c, ip_vs_sched_persist.
+            port = real_port = 0
         return ConnectionState(
             protocol, client, 0, address, 0 if mark else port, real, real_port, client, 0,
             ASSURED if state else "NONE", spec.persistence or 0, expires_in, flags, mark,
@@ -148,13 +153,18 @@ def _place_of(dataplane: Dataplane, state: ConnectionState) -> tuple[Installed, 
     handle = installed.handles.get((destination, state.destination_port))
     if handle is None:
         handle = installed.handles.get((destination, 0))
+    if handle is None and is_ftp(installed.spec) and state.is_template:
+        handles = installed.handles.items()
+        handle = next((handle for key, handle in handles if key[0] == destination), None)
     return "no_destination" if handle is None else (installed, handle)
 
 
 def _service_key(dataplane: Dataplane, state: ConnectionState) -> Key | None:
     address = parse_address(state.virtual)
     if state.is_template and not state.fwmark:
-        return (address.text, state.virtual_port, state.protocol)
+        key = (address.text, state.virtual_port, state.protocol)
+        ftp = (address.text, FTP_PORT, state.protocol)
+        return ftp if state.virtual_port == 0 and key not in dataplane._installed else key
     if state.is_template:
         return fwmark_key(state.fwmark, 6 if address.version == 6 else 4)
     found = dataplane.service_key(

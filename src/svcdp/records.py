@@ -46,6 +46,7 @@ TUNNELS = {"ipip": 0, "gue": 1, "gre": 2}
 REMOVALS = {"drain": 0, "expire": 1, "drop": 2}
 ENGINES = {"": 0, "sip": 1}
 HELPERS = ("", "ftp")
+FTP_PORT = 21
 #: Verdict, and svcdp_answer of abi.h.
 ON_EMPTY = {
     "reject": (int(Verdict.REJECT), 0),
@@ -229,6 +230,11 @@ def check_service(spec: ServiceSpec) -> ServiceSpec:
 def ports_of(spec: ServiceSpec) -> tuple[int, int]:
     """The first and last port of a service."""
     return (spec.port, spec.last_port or spec.port) if spec.port else (0, 65535)
+
+
+def is_ftp(spec: ServiceSpec) -> bool:
+    """Whether what comes to other ports of the address may be FTP's data for the service."""
+    return spec.protocol == "tcp" and spec.port == FTP_PORT and not spec.last_port
 
 
 def check_range(spec: ServiceSpec, port: int) -> None:

@@ -72,7 +72,8 @@ class ConnectionState:
     (flag `TEMPLATE`), whose client is bound to a destination.
 
     Times in seconds. ``destination`` is the real server's, whatever the forwarding method.
-    ``virtual`` and ``virtual_port`` of a template are those of its service. ``state`` is one of
+    ``virtual`` and ``virtual_port`` of a template are those of its service; its ports are 0 where
+    that is FTP's, whose data connections have any. ``state`` is one of
     `svcdp.dataplane.TIMEOUTS`, in upper case; a template's is NONE or ASSURED.
     """
 

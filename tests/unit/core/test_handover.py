@@ -173,6 +173,26 @@ def test_a_bound_client_stays_bound() -> None:
     assert second.dp.stats().persistence_templates == 1
 
 
+@pytest.mark.parametrize("port", [0, 21])
+def test_a_client_of_ftp_is_bound_at_every_port(port: int) -> None:
+    """As IPVS tells of it, and as it was saved before."""
+    ftp = {"port": 21, "persistence": 100}
+    one, two = (replace(spec, port=21, method="dr") for spec in (ONE, TWO))
+    first, second = Bench(), Bench()
+    first.serve(one, **ftp)
+    second.serve(one, two, **ftp)
+    first.send("S", to=(VIRTUAL[4], 21))
+    template = next(state for state in first.dp.export_connections() if state.is_template)
+    assert (template.virtual_port, template.destination_port) == (0, 0)
+    told = replace(template, virtual_port=port, destination_port=port)
+    assert second.dp.import_connection(told) == "created"
+    for number, to in enumerate((21, 30000, 40000), 1):
+        assert second.send("S", port=number, to=(VIRTUAL[4], to)).destination == (one.address, 21)
+    unknown = replace(told, destination="10.9.9.9")
+    assert second.dp.import_connection(unknown) == "no_destination"
+    assert first.dp.import_connection(replace(told, virtual="10.9.9.9")) == "no_service"
+
+
 def test_one_packet_connections_are_no_state() -> None:
     bench = Bench()
     bench.serve(ONE, protocol="udp", one_packet=True)
