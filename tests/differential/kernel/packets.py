@@ -72,8 +72,8 @@ def padded(packet: Packet, length: int) -> Packet:
 
 
 def pieces(packet: Packet) -> list[bytes]:
-    """Its fragments, which its source port tells from those of others in IPv6."""
-    number = packet.payload.sport
+    """Its fragments, which the source port, if any, tells from those of others in IPv6."""
+    number = getattr(packet.payload, "sport", 77)
     packet = packet.__class__(bytes(packet))
     if packet.version == 4:
         return [bytes(piece) for piece in fragment(packet, PIECE[4])]

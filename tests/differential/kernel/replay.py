@@ -184,7 +184,7 @@ class Replay:
             "lower": words.lower,
             "mtu": self._scenario.mtu[side],
         }
-        if words.method == "tunnel":
+        if fields["method"] == "tunnel":
             fields["tunnel"] = TunnelSpec(
                 words.tun_type, director(side, version), words.tun_port, words.tun_csum
             )

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import pytest
-from packets import PIECE, from_client, from_server, init, padded, pieces, syn, udp
+from packets import (
+    PIECE,
+    from_client,
+    from_server,
+    header,
+    icmp_errors,
+    init,
+    padded,
+    pieces,
+    syn,
+    udp,
+)
 from replay import routed
 from scenario import Result, Scenario, whole
 from services import METHODS, serve
-from topology import server
+from topology import CLIENT, VIRTUAL, server
+
 
 def long(method: str) -> Scenario:
     """Longer than the way to the server takes, and DF is not set."""
@@ -61,11 +73,25 @@ def overtaken(family: int, method: str) -> Scenario:
     return scenario.differs(ours, "what overtakes the first fragment passes: nobody waits for it")
 
 
+def torn_error(family: int) -> Scenario:
+    """An ICMP error of the client that is so long that it comes in pieces."""
+    scenario = serve(Scenario(f"v{family}-torn-error"), family, "masq")
+    request = from_client(family, udp(3000))
+    reply = header(family, VIRTUAL[family], CLIENT[family]) / udp(80, 3000)
+    quoted = bytes(padded(reply, 2 * PIECE[family] - 200))
+    error, *_ = icmp_errors(CLIENT[family], reply, quoted)
+    torn = pieces(error)
+    scenario.send(bytes(request)).send_pieces(*torn)
+    ours = [["host", piece[40 * (family == 6) :].hex()] for piece in torn]
+    return scenario.differs(ours, "none is so long (RFC 1812, 4.3.2.3; RFC 4443, 2.4): it passes")
+
+
 #: GUE's checksum covers a port that everyone draws, and is not read from fragments.
 SCENARIOS = [
     *(long(method) for method in METHODS if method != "gue-csum"),
     *(cut(family, method) for family in (4, 6) for method in METHODS),
     *(cut(family, "ipip", 10 - family) for family in (4, 6)),
+    *(torn_error(family) for family in (4, 6)),
     *(
         order(family, method)
         for order in (disordered, overtaken)
