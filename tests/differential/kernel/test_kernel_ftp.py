@@ -53,7 +53,9 @@ def comma(address: str, port: int) -> str:
 def opened(session: Session, side: str, source: tuple[str, int], target: tuple[str, int]) -> None:
     """A data connection begins."""
     syn = TCP(sport=source[1], dport=target[1], flags="S", seq=1)
-    session.scenario.send(bytes(header(session.family, source[0], target[0]) / syn), side=side).connections()
+    session.scenario.send(
+        bytes(header(session.family, source[0], target[0]) / syn), side=side
+    ).connections()
 
 
 def passive(answer: str, command: str, port: int, family: int = 4) -> Scenario:
