@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 
 import pytest
@@ -84,26 +83,7 @@ def changing(name: str, options: str) -> Scenario:
     return steps
 
 
-def forgetting() -> Scenario:
-    """lblcr: when nobody joined a set for long enough, its most loaded server leaves."""
-    ports = itertools.count(2000)
-    steps = Scenario("lblcr-expiration").sysctl("lblcr_expiration", 2)
-    steps.ipvs(f"-A {TCP4} -s lblcr", *(f"-a {one(number, 4)}" for number in (1, 2, 3)))
-    # The address itself is always asked for: svcdp forgets others at once, the kernel when it
-    # looks, each half hour.
-    for count in (6, 1, 6, 1, 6):
-        steps.send(
-            *(
-                wire.packet("tcp", "11.0.0.1", port, VIRTUAL[4], 80, flags)
-                for port in itertools.islice(ports, count)
-                for flags in "SA"
-            )
-        )
-        steps.wait(1.2)
-    return steps.services()
-
-
-SCENARIOS = [*(changing(name, options) for name, options in SCHEDULERS.items()), forgetting()]
+SCENARIOS = [changing(name, options) for name, options in SCHEDULERS.items()]
 
 
 @pytest.mark.usefixtures("agree")
