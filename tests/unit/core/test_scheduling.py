@@ -192,7 +192,9 @@ def test_python_is_asked_once_a_connection(recorder: type[Recorder]) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [ValueError("x"), 2, -1, 1 << 70, "0", 0.5, object(), RecursionError()], ids=repr
+    "answer",
+    [ValueError("x"), 2, -1, 1 << 70, "0", 0.5, pytest.param(object(), id="o"), RecursionError()],
+    ids=repr,
 )
 @pytest.mark.parametrize("batch", [False, True])
 def test_round_robin_serves_when_python_fails(
