@@ -32,13 +32,12 @@ cdef extern from * nogil:
         return sum;
     }
 
+    /* A number plus itself with its halves swapped has their sum, the carry added, in the upper
+       half. */
     static inline uint16_t svcdp_fold(uint64_t sum)
     {
-        sum = (sum & 0xffffffffu) + (sum >> 32);
-        sum = (sum & 0xffffffffu) + (sum >> 32);
-        sum = (sum & 0xffff) + (sum >> 16);
-        sum = (sum & 0xffff) + (sum >> 16);
-        return (uint16_t)sum;
+        uint32_t half = (uint32_t)((sum + (sum >> 32 | sum << 32)) >> 32);
+        return (uint16_t)((half + (half >> 16 | half << 16)) >> 16);
     }
 
     /* One nibble a step: 64 bytes of table, and only SCTP packets whose port changes pay. */

@@ -36,18 +36,22 @@ cdef inline Conn *new_record(
     return conn
 
 
+cdef inline void set_flags(DestConfig *config) noexcept nogil:
+    """What the way to a destination makes of Conn.flags."""
+    config.flags = <uint16_t>(config.method << CONN_METHOD_SHIFT)
+    if config.method != METHOD_MASQ:
+        config.flags |= CONN_IN_ONLY
+    if config.mtu or config.mark:
+        config.flags |= CONN_ROUTED
+
+
 cdef inline uint16_t flags_of(
     const Service *service, const Dest *target, const View *view, bint masquerade
 ) noexcept nogil:
     """Conn.flags of a new connection."""
-    cdef const DestConfig *config = target.config
-    cdef uint16_t flags = <uint16_t>(config.method << CONN_METHOD_SHIFT)
+    cdef uint16_t flags = target.config.flags
     if masquerade:
         flags |= CONN_MASQUERADE
-    if config.method != METHOD_MASQ:
-        flags |= CONN_IN_ONLY
-    if config.mtu or config.mark:
-        flags |= CONN_ROUTED
     if service.on_removal != REMOVAL_DRAIN or view.protocol == PROTOCOL_UDP:
         flags |= CONN_WATCHED
     if service.mss_clamp and view.protocol == PROTOCOL_TCP:

@@ -303,6 +303,7 @@ cdef class Core:
         self.reserve_destination(0)
         dest_of(&self.engine.destinations, 0).config = config_new()
         dest_of(&self.engine.destinations, 0).config.method = METHOD_BYPASS
+        set_flags(dest_of(&self.engine.destinations, 0).config)
         self.plain = config_new()
 
     def __dealloc__(self):
@@ -737,6 +738,7 @@ cdef class Core:
                     memcpy(config.tunnel_source, PyBytes_AS_STRING(source), min(len(source), 16))
                     config.mtu = mtu
                     config.mark = mark
+                    set_flags(config)
                     if method == METHOD_TUNNEL:
                         prepare_tunnel(config, dest_of(&self.engine.destinations, id))
         except BaseException:

@@ -5,10 +5,8 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from svcdp._core.abi cimport svcdp_packet
 from svcdp._core.atomic cimport *
 from svcdp._core.memory cimport load32, same_address
-from svcdp._core.packet cimport View
 
 cdef enum:
     # Destinations live in chunks that are never moved or freed while the core lives, so that
@@ -44,11 +42,6 @@ cdef struct Dest
 cdef struct DestConfig
 cdef struct Service
 
-# Sends a packet into a tunnel: tunnel.pxd.
-ctypedef uint8_t (*Sender)(
-    svcdp_packet *, const View *, const Dest *, const DestConfig *, bint, uint64_t *
-) noexcept nogil
-
 # How packets get to a destination. Never changes: an edit makes another one and swaps it in.
 cdef struct DestConfig:
     uint8_t method
@@ -56,12 +49,13 @@ cdef struct DestConfig:
     uint8_t tunnel_checksum
     uint8_t source_words       # 32-bit words of the outer source address
     uint16_t tunnel_port       # wire order
+    uint16_t flags             # Conn.flags of connections to the destination: see set_flags()
+    uint8_t is_plain_tunnel    # IPv4 in IPv4
     uint32_t mtu               # of the path, bytes; 0: unchecked
     uint32_t mark
     uint8_t tunnel_source[16]
     # What every packet of the tunnel has in common: see tunnel.pxd.
     uint8_t outer[40]          # its outer IP header; 0 where packets differ
-    Sender send[2]             # of IPv4, IPv6 packets
     uint32_t outer_sum         # of the addresses of an IPv4 header, 16-bit words in host order
     uint32_t overhead          # bytes that the tunnel adds, the outer header included
 

@@ -192,24 +192,6 @@ cdef inline uint8_t send_as(
     return PARSED
 
 
-cdef inline uint8_t send_any(
-    svcdp_packet *packet, const View *view, const Dest *target, const DestConfig *config,
-    bint pmtu_disc, uint64_t *random
-) noexcept nogil:
-    """By any tunnel."""
-    return send_as(
-        packet, view, target, config, pmtu_disc, random, view.words, config.source_words,
-        config.tunnel_type)
-
-
-cdef inline uint8_t send_plain(
-    svcdp_packet *packet, const View *view, const Dest *target, const DestConfig *config,
-    bint pmtu_disc, uint64_t *random
-) noexcept nogil:
-    """IPv4 in IPv4, the most common tunnel. Constant arguments: it gets a way of its own."""
-    return send_as(packet, view, target, config, pmtu_disc, random, 1, 1, TUNNEL_IPIP)
-
-
 cdef inline uint8_t send_through(
     svcdp_packet *packet, const View *view, const Dest *target, const DestConfig *config,
     bint pmtu_disc, uint64_t *random
@@ -223,7 +205,12 @@ cdef inline uint8_t send_through(
     if unlikely(packet.flags & SVCDP_PACKET_CSUM_PARTIAL and not view.quoted):
         complete_checksum(packet.data, view)
         packet.flags &= <uint16_t>~SVCDP_PACKET_CSUM_PARTIAL
-    return config.send[view.words >> 2](packet, view, target, config, pmtu_disc, random)
+    # Constant arguments: the most common tunnel gets a way of its own.
+    if likely(config.is_plain_tunnel and view.words == 1):
+        return send_as(packet, view, target, config, pmtu_disc, random, 1, 1, TUNNEL_IPIP)
+    return send_as(
+        packet, view, target, config, pmtu_disc, random, view.words, config.source_words,
+        config.tunnel_type)
 
 
 cdef inline void prepare_tunnel(DestConfig *config, const Dest *target) noexcept nogil:
@@ -241,6 +228,4 @@ cdef inline void prepare_tunnel(DestConfig *config, const Dest *target) noexcept
         config.overhead += GUE_HEADERS
     elif config.tunnel_type == TUNNEL_GRE:
         config.overhead += GRE_HEADER + (GRE_CHECKSUM if config.tunnel_checksum else 0)
-    config.send[0] = config.send[1] = send_any
-    if words == 1 and config.tunnel_type == TUNNEL_IPIP:
-        config.send[0] = send_plain
+    config.is_plain_tunnel = words == 1 and config.tunnel_type == TUNNEL_IPIP
