@@ -3,6 +3,7 @@
 Needs ``svcdp[node]`` (msgspec and PyYAML; watchfiles to follow a folder).
 """
 
+from svcdp.kube.apiserver import ApiServerSource as ApiServerSource
 from svcdp.kube.context import NodeContext as NodeContext
 from svcdp.kube.decode import Decoded as Decoded
 from svcdp.kube.decode import decode as decode
@@ -14,6 +15,7 @@ from svcdp.kube.sources import read_folder as read_folder
 from svcdp.kube.state import Change as Change
 
 __all__ = [
+    "ApiServerSource",
     "Change",
     "Decoded",
     "ManifestSource",

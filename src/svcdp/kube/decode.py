@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import yaml
@@ -28,8 +28,9 @@ from svcdp.kube.model import (
     parse_address,
 )
 
-__all__ = ["Decoded", "decode", "decode_value"]
+__all__ = ["Decoded", "decode", "decode_json", "decode_value"]
 
+_Record = TypeVar("_Record", Service, EndpointSlice)
 _Kind = tuple[str, str]
 _LineOf = Callable[[str], int]  # field path -> line
 
@@ -90,6 +91,23 @@ def decode_value(value: object) -> list[Object]:
     if decoder.result.errors:
         raise decoder.result.errors[0]
     return decoder.result.objects
+
+
+def decode_json(data: bytes, record: type[_Record]) -> _Record:
+    """One object of a known kind, as an API server writes it. Raises ManifestError, without
+    file and line.
+    """
+    try:
+        found = msgspec.json.decode(data, type=record)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if not isinstance(error, msgspec.ValidationError):
+            raise ManifestError(f"not JSON: {error}") from None
+        message, at = _split(error, "$")
+        described = _describe(msgspec.json.decode(data), record.__name__)
+        raise ManifestError(message, field=at, object=described) from None
+    for at, message in _problems(found):
+        raise ManifestError(message, field=f"${at}", object=str(found.key))
+    return found
 
 
 class _Decoder:

@@ -220,7 +220,7 @@ class ControlPlane:
         """Give the user another token and restart the server, which answers 401 Unauthorized to
         the old one; returns the new one."""
         self._tokens[user] = secrets.token_hex(16)
-        self.restart()
+        self.restart(crash=True)
         return self._tokens[user]
 
     def grant(self, user: str, verbs: str, resources: str) -> None:

@@ -1,0 +1,133 @@
+"""Where objects come from: an API server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+
+from svcdp.errors import SvcdpError
+from svcdp.kube.decode import decode_json
+from svcdp.kube.model import HIDING_LABELS, EndpointSlice, Object, ObjectKey, Service
+from svcdp.kube.reflector import SILENCE, Reflector, Requests, Resource
+from svcdp.kube.state import Change
+
+__all__ = ["ApiServerSource"]
+
+log = logging.getLogger(__name__)
+
+VISIBLE = {"labelSelector": ",".join(f"!{label}" for label in HIDING_LABELS)}
+"""Objects with these labels are somebody else's: a label that comes or goes is a change."""
+
+
+class ApiServerSource:
+    """The Services and EndpointSlices of all namespaces, followed.
+
+    ``client`` is a :class:`svcdp.kube.client.Client`; it is not closed. Between two batches of
+    changes are at least ``min_period`` seconds; in a batch is only what became of each object.
+    ``retry``: first and longest wait after an error, in seconds. ``silence``: seconds without
+    a word of the server after which it is asked anew.
+    What cannot be reached does not end :meth:`changes`: it is one of :attr:`errors`.
+    """
+
+    def __init__(
+        self,
+        client: Requests,
+        name: str = "",
+        *,
+        min_period: float = 1.0,
+        retry: tuple[float, float] = (0.5, 30.0),
+        silence: float = SILENCE,
+        page: int = 500,
+    ) -> None:
+        self.name = name or client.url
+        self._min_period = min_period
+        self._pending: dict[ObjectKey, Object | None] = {}
+        self._wake = asyncio.Event()
+
+        def reflect(resource: Resource[Object]) -> Reflector[Object]:
+            return Reflector(
+                client,
+                resource,
+                self._take,
+                self._wake.set,
+                retry=retry,
+                silence=silence,
+                page=page,
+            )
+
+        self._reflectors = (
+            reflect(Resource("services", "Service", "/api/v1/services", _service, VISIBLE)),
+            reflect(
+                Resource(
+                    "endpointslices.discovery.k8s.io",
+                    "EndpointSlice",
+                    "/apis/discovery.k8s.io/v1/endpointslices",
+                    _slice,
+                    VISIBLE,
+                )
+            ),
+        )
+
+    @property
+    def errors(self) -> tuple[SvcdpError, ...]:
+        """What is wrong now."""
+        return tuple(error for each in self._reflectors for error in each.errors)
+
+    async def changes(self) -> AsyncIterator[list[Change]]:
+        """First everything, as soon as all was listed, then what changes, for ever.
+
+        A batch is empty when only :attr:`errors` changed.
+        """
+        tasks = [asyncio.create_task(each.run()) for each in self._reflectors]
+        for task in tasks:
+            task.add_done_callback(lambda _: self._wake.set())
+        try:
+            async for batch in self._batches(tasks):
+                yield batch
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _batches(self, tasks: list[asyncio.Task[None]]) -> AsyncIterator[list[Change]]:
+        told: tuple[str, ...] = ()
+        started = False
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            for task in tasks:
+                if task.done():
+                    task.result()  # raises what ended it: a bug
+            errors = tuple(map(str, self.errors))
+            if not all(each.listed for each in self._reflectors):
+                # Nobody is told before the first batch: these words are for the log.
+                for text in errors:
+                    if text not in told:
+                        log.warning("%s", text)
+                told = errors
+                continue
+            if not self._pending and errors == told and started:
+                continue
+            told, started = errors, True
+            yield self._batch()
+            await asyncio.sleep(self._min_period)
+
+    def _batch(self) -> list[Change]:
+        pending, self._pending = self._pending, {}
+        if not pending:
+            return []
+        gone = tuple(key for key, found in pending.items() if found is None)
+        return [Change(objects=tuple(filter(None, pending.values())), deleted=gone)]
+
+    def _take(self, changed: Mapping[ObjectKey, Object | None]) -> None:
+        self._pending.update(changed)
+        self._wake.set()
+
+
+def _service(data: bytes) -> Service:
+    return decode_json(data, Service)
+
+
+def _slice(data: bytes) -> EndpointSlice:
+    return decode_json(data, EndpointSlice)

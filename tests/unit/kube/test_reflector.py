@@ -1,0 +1,181 @@
+"""The reflector against a server that says what a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any
+
+from svcdp.kube import ApiServerSource, Change
+from svcdp.kube.reflector import ApiError
+
+DEADLINE = 20.0
+GONE = ApiError("too old", status=410)
+
+
+def service(name: str, version: int = 1, **spec: Any) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "default", "resourceVersion": str(version)}
+    return {"metadata": metadata, "spec": spec}
+
+
+def listed(version: int, *items: Any, more: str = "") -> dict[str, Any]:
+    return {"metadata": {"resourceVersion": str(version), "continue": more}, "items": items}
+
+
+def event(kind: str, item: Any) -> dict[str, Any]:
+    return {"type": kind, "object": item}
+
+
+class FakeServer:
+    """Of Services; slices are none. Each list and each watch takes the next answer; without one a
+    watch is silent."""
+
+    url = "https://fake"
+
+    def __init__(self) -> None:
+        self.lists: list[Any] = []
+        self.watches: list[list[Any]] = []
+        #: The parameters that Services were asked for with.
+        self.asked: list[Mapping[str, str]] = []
+
+    async def get(self, path: str, params: Mapping[str, str]) -> bytes:
+        if "endpointslices" in path:
+            return json.dumps(listed(1)).encode()
+        self.asked.append(dict(params))
+        return self._said(self.lists.pop(0))
+
+    async def watch(
+        self, path: str, params: Mapping[str, str], silence: float
+    ) -> AsyncGenerator[bytes, None]:
+        if "endpointslices" not in path:
+            self.asked.append(dict(params))
+            if self.watches:
+                yield b""
+                for said in self.watches.pop(0):
+                    yield self._said(said)
+                return
+        yield b""
+        await asyncio.Event().wait()
+
+    def _said(self, said: Any) -> bytes:
+        if isinstance(said, Exception):
+            raise said
+        return said if isinstance(said, bytes) else json.dumps(said).encode()
+
+
+def follow(
+    server: FakeServer, reached: Callable[[dict[str, Any], ApiServerSource], bool]
+) -> list[list[Change]]:
+    """All batches until what they make up is what was expected."""
+
+    async def main() -> list[list[Change]]:
+        source = ApiServerSource(server, min_period=0.0, retry=(0.001, 0.002))
+        held: dict[str, Any] = {}
+        batches: list[list[Change]] = []
+
+        async def read() -> None:
+            async for batch in source.changes():
+                batches.append(batch)
+                for change in batch:
+                    for key in change.deleted:
+                        held.pop(key.name, None)
+                    held.update((found.metadata.name, found) for found in change.objects)
+
+        task = asyncio.create_task(read())
+        async with asyncio.timeout(DEADLINE):
+            while not reached(held, source):
+                assert not task.done(), task.exception()
+                await asyncio.sleep(0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        return batches
+
+    run: Coroutine[Any, Any, list[list[Change]]] = main()
+    return asyncio.run(run)
+
+
+def test_lists_first_and_then_takes_changes_from_that_version() -> None:
+    server = FakeServer()
+    server.lists = [listed(7, service("a"), service("b"))]
+    server.watches = [[event("ADDED", service("c", 8)), event("DELETED", service("a", 9))]]
+    follow(server, lambda held, _: set(held) == {"b", "c"})
+    first, then = server.asked[:2]
+    assert "resourceVersion" not in first
+    assert then["resourceVersion"] == "7"
+    assert then["allowWatchBookmarks"] == "true"
+    assert 300 <= int(then["timeoutSeconds"]) <= 600
+    selector = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
+    assert first["labelSelector"] == then["labelSelector"] == selector
+
+
+def test_goes_on_from_a_bookmark_and_lists_only_once() -> None:
+    server = FakeServer()
+    server.lists = [listed(7, service("a"))]
+    server.watches = [
+        [event("BOOKMARK", {"metadata": {"resourceVersion": "90", "name": ""}})],
+        [event("ADDED", service("b", 91))],
+    ]
+    follow(server, lambda held, _: set(held) == {"a", "b"} and len(server.asked) > 3)
+    assert [each.get("resourceVersion") for each in server.asked[:4]] == [None, "7", "90", "91"]
+
+
+def test_after_410_a_list_replaces_everything() -> None:
+    for gone in (GONE, event("ERROR", {"code": 410, "message": "too old resource version"})):
+        server = FakeServer()
+        server.lists = [listed(7, service("a"), service("b")), listed(50, service("b", 40))]
+        server.watches = [[gone]]
+        batches = follow(server, lambda held, _: set(held) == {"b"})
+        assert not any(change.replace for batch in batches for change in batch)
+
+
+def test_pages_are_of_one_version_and_come_at_once() -> None:
+    server = FakeServer()
+    server.lists = [
+        listed(7, service("a"), more="x"),
+        GONE,  # this took too long
+        listed(9, service("b"), service("c")),
+    ]
+    batches = follow(server, lambda held, _: set(held) == {"b", "c"})
+    assert len(batches) == 1
+    assert [each.get("continue") for each in server.asked[:3]] == [None, "x", None]
+    assert [each.get("limit") for each in server.asked[:3]] == ["500", "500", None]
+
+
+def test_errors_are_told_and_over_when_it_goes_on() -> None:
+    server = FakeServer()
+    server.lists = [ApiError("no route"), b"<html>", listed(7, service("a"))]
+    server.watches = [[ApiError("reset", status=500)], [event("ADDED", service("b", 8))]]
+    batches = follow(server, lambda held, source: set(held) == {"a", "b"} and not source.errors)
+    assert batches[0]  # nothing before everything was listed
+
+
+def test_an_object_that_cannot_be_read_counts_as_before() -> None:
+    server = FakeServer()
+    bad = service("a", 8, ports=[{"port": 70000}])
+    server.lists = [listed(7, service("a"), service("b")), listed(60, bad)]
+    server.watches = [[event("MODIFIED", bad)], [GONE]]
+    follow(server, lambda held, source: set(held) == {"a"} and bool(source.errors))
+
+    server.lists = [listed(7, bad)]
+    server.watches = [[event("MODIFIED", service("a", 9))]]
+    follow(server, lambda held, source: set(held) == {"a"} and not source.errors)
+
+
+def test_a_change_and_its_opposite_cancel_out() -> None:
+    server = FakeServer()
+    server.lists = [listed(7)]
+    server.watches = [
+        [event("ADDED", service("a", 8)), event("DELETED", service("a", 9))],
+        [event("ADDED", service("b", 10))],
+    ]
+    follow(server, lambda held, _: set(held) == {"b"})
+
+
+def test_a_version_that_the_server_has_not_reached_is_listed_again() -> None:
+    server = FakeServer()
+    server.lists = [listed(70, service("a")), listed(30, service("b"))]
+    server.watches = [[ApiError("Too large resource version: 70, current: 30", status=504)]]
+    follow(server, lambda held, _: set(held) == {"b"})
