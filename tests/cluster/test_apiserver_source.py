@@ -20,7 +20,8 @@ from relay import Relay
 from svcdp.kube import ApiServerSource
 from svcdp.kube.client import Client
 from svcdp.kube.decode import decode_value
-from svcdp.kube.model import HIDING_LABELS, Object, ObjectKey
+from svcdp.kube.health import is_eligible
+from svcdp.kube.model import HIDING_LABELS, Node, Object, ObjectKey
 
 DEADLINE = 20.0
 READS = "services,endpointslices.discovery.k8s.io"
@@ -268,3 +269,26 @@ def test_makes_objects(plane: ControlPlane) -> None:
     asyncio.run(main())
     with plane.request("GET", "/api/v1/namespaces/default/services/web") as answer:
         assert answer.status == HTTPStatus.OK
+
+
+def test_follows_the_own_node_alone(plane: ControlPlane) -> None:
+    nodes = ({"apiVersion": "v1", "kind": "Node", "metadata": {"name": n}} for n in ("n1", "n2"))
+    plane.apply(*nodes)
+    own = ObjectKey("Node", "", "n1")
+
+    def known(follower: Follower) -> Node | None:
+        found = follower.objects.get(own)
+        return found if isinstance(found, Node) else None
+
+    with Follower(plane.kubeconfig(), node_name="n1") as follower:
+        follower.until(follower.listed)
+        assert follower.names() == {"n1"}
+        assert is_eligible(known(follower))
+        plane.kubectl("label", "node", "n1", "topology.kubernetes.io/zone=a")
+        plane.kubectl("taint", "node", "n1", "ToBeDeletedByClusterAutoscaler=1:NoSchedule")
+        follower.until(lambda: not is_eligible(known(follower)))
+        node = known(follower)
+        assert node is not None
+        assert (node.metadata.labels or {})["topology.kubernetes.io/zone"] == "a"
+        plane.kubectl("delete", "node", "n1")
+        follower.until(lambda: own not in follower.objects)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from svcdp.errors import SvcdpError
 from svcdp.kube.decode import decode_json
-from svcdp.kube.model import HIDING_LABELS, EndpointSlice, Object, ObjectKey, Service
+from svcdp.kube.model import HIDING_LABELS, EndpointSlice, Node, Object, ObjectKey, Service
 from svcdp.kube.reflector import SILENCE, Reflector, Requests, Resource
 from svcdp.kube.state import Change
 
@@ -21,7 +21,8 @@ VISIBLE = {"labelSelector": ",".join(f"!{label}" for label in HIDING_LABELS)}
 
 
 class ApiServerSource:
-    """The Services and EndpointSlices of all namespaces, followed.
+    """The Services and EndpointSlices of all namespaces, and the Node called ``node_name`` ("":
+    none), followed.
 
     ``client`` is a :class:`svcdp.kube.client.Client`; it is not closed. Between two batches of
     changes are at least ``min_period`` seconds; in a batch is only what became of each object.
@@ -35,6 +36,7 @@ class ApiServerSource:
         client: Requests,
         name: str = "",
         *,
+        node_name: str = "",
         min_period: float = 1.0,
         retry: tuple[float, float] = (0.5, 30.0),
         silence: float = SILENCE,
@@ -56,18 +58,20 @@ class ApiServerSource:
                 page=page,
             )
 
-        self._reflectors = (
-            reflect(Resource("services", "Service", "/api/v1/services", _service, VISIBLE)),
-            reflect(
-                Resource(
-                    "endpointslices.discovery.k8s.io",
-                    "EndpointSlice",
-                    "/apis/discovery.k8s.io/v1/endpointslices",
-                    _slice,
-                    VISIBLE,
-                )
+        resources: list[Resource[Object]] = [
+            Resource("services", "Service", "/api/v1/services", _service, VISIBLE),
+            Resource(
+                "endpointslices.discovery.k8s.io",
+                "EndpointSlice",
+                "/apis/discovery.k8s.io/v1/endpointslices",
+                _slice,
+                VISIBLE,
             ),
-        )
+        ]
+        if node_name:
+            own = {"fieldSelector": f"metadata.name={node_name}"}
+            resources.append(Resource("nodes", "Node", "/api/v1/nodes", _node, own))
+        self._reflectors = tuple(map(reflect, resources))
 
     @property
     def errors(self) -> tuple[SvcdpError, ...]:
@@ -131,3 +135,7 @@ def _service(data: bytes) -> Service:
 
 def _slice(data: bytes) -> EndpointSlice:
     return decode_json(data, EndpointSlice)
+
+
+def _node(data: bytes) -> Node:
+    return decode_json(data, Node)

@@ -30,7 +30,7 @@ from svcdp.kube.model import (
 
 __all__ = ["Decoded", "decode", "decode_json", "decode_value"]
 
-_Record = TypeVar("_Record", Service, EndpointSlice)
+_Record = TypeVar("_Record", Service, EndpointSlice, Node)
 _Kind = tuple[str, str]
 _LineOf = Callable[[str], int]  # field path -> line
 

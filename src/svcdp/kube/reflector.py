@@ -6,7 +6,6 @@ https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
@@ -19,12 +18,9 @@ from svcdp.kube.model import ObjectKey
 
 __all__ = ["ApiError", "Reflector", "Requests", "Resource"]
 
-log = logging.getLogger(__name__)
-
 PAGE = 500  # objects of a page of a list, as kubectl and client-go have it
 WATCH_TIME = (300, 600)  # seconds after which the server ends a watch; spreads the load
 SILENCE = 90.0  # seconds without a byte of a watch; bookmarks come once a minute
-UNSERVED_TIME = 600.0  # seconds between looks for a resource that the server does not have
 GONE = 410
 
 Record = TypeVar("Record")
@@ -53,18 +49,13 @@ class Requests(Protocol):
 
 
 class Resource(NamedTuple, Generic[Record]):
-    """A kind, as the API has it. ``decode`` raises ManifestError.
-
-    ``optional``: whether a server without it, or without the right to see it, is as good as
-    one without objects of it.
-    """
+    """A kind, as the API has it. ``decode`` raises ManifestError."""
 
     name: str
     kind: str
     path: str
     decode: Callable[[bytes], Record]
     selectors: Mapping[str, str] = {}
-    optional: bool = False
 
 
 class _Named(msgspec.Struct, gc=False):
@@ -154,10 +145,6 @@ class Reflector(Generic[Record]):
             except ApiError as error:
                 if _is_gone(error):
                     self._version = ""
-                elif self._resource.optional and error.status in (403, 404):
-                    log.info("not followed", extra={"reason": str(error)})
-                    self._replace([], "")
-                    wait = UNSERVED_TIME
                 else:
                     self._fail(error)
                     wait = error.retry_after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from svcdp.errors import ManifestError, SvcdpError
 from svcdp.kube.claims import Claims, Key
@@ -15,15 +16,19 @@ from svcdp.types import ServiceSpec
 
 __all__ = ["Tracker"]
 
+ZONE_LABEL = "topology.kubernetes.io/zone"
+
 
 class Tracker:
     """What :func:`svcdp.kube.resolve` says, kept up to date.
 
-    Only Services that a change touches are resolved again. Not safe for several threads.
+    Only Services that a change touches are resolved again: all, when the node's zone changes,
+    which its Node tells unless ``node`` does. Not safe for several threads.
     """
 
     def __init__(self, node: NodeContext) -> None:
         self.node = node
+        self._zone = node.zone
         self.state = State()
         self.claims = Claims()
         self._problems: dict[ServiceRef, list[ManifestError]] = {}
@@ -37,6 +42,10 @@ class Tracker:
         touched: set[ServiceRef] = set()
         for rank, source, change in changes:
             touched |= self.state.apply(rank, source, change)
+        zone = self._zone or self._own_zone()
+        if zone != self.node.zone:
+            self.node = replace(self.node, zone=zone)
+            touched |= self.state.services.keys()
         keys: set[Key] = set()
         for ref in touched:
             keys |= self._resolve(ref)
@@ -51,6 +60,11 @@ class Tracker:
         """Whether load balancers may send to this node. Yes where no source ever had its Node."""
         nodes = self.state.nodes
         return self.node.name not in nodes or is_eligible(nodes[self.node.name])
+
+    def _own_zone(self) -> str:
+        """What the Node says, where nothing else was said."""
+        own = self.state.nodes.get(self.node.name)
+        return (own.metadata.labels or {}).get(ZONE_LABEL, "") if own else ""
 
     def take_triggers(self) -> list[str]:
         """Those of :attr:`State.triggers` that are new."""

@@ -49,6 +49,16 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     manifests: Annotated[
         str, Meta(description="folder of Service and EndpointSlice manifests, watched")
     ] = ""
+    kubeconfig: Annotated[
+        str,
+        Meta(
+            description="kubeconfig of the cluster to follow; in-cluster: by the Pod's service"
+            " account"
+        ),
+    ] = ""
+    min_sync_period: Annotated[
+        float, Meta(ge=0, description="least seconds between two updates that a cluster causes")
+    ] = 1.0
     ipvs: Annotated[
         str, Meta(description="file of ipvsadm-save's lines to serve in place of manifests")
     ] = ""

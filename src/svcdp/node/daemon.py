@@ -15,12 +15,13 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from svcdp.dataplane import Dataplane
 from svcdp.errors import ConfigError, SvcdpError
 from svcdp.io import netns
 from svcdp.io.nfqueue import QueueWorkers
-from svcdp.kube import ManifestSource
+from svcdp.kube import ApiServerSource, ManifestSource
 from svcdp.kube.events import Event
 from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.node import views
@@ -39,6 +40,9 @@ from svcdp.node.systemd import notify, watchdog_interval
 from svcdp.node.web import Web
 from svcdp.sync import Sync
 
+if TYPE_CHECKING:
+    from svcdp.kube.client import Client
+
 __all__ = ["run"]
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,7 @@ SWEEP_ROUNDS = 16  # rounds in which the whole connection table is swept
 TRIM_ROUNDS = 10  # rounds between two looks for captures that nobody needs any more
 DRAIN_TIME = 2.0  # seconds for packets that were in the queues when the rules went
 DRAIN_STEP = 0.02  # seconds between two looks at the queues
+IN_CLUSTER = "in-cluster"
 FIRST_RETRY = 0.5  # seconds until a failed update is tried again
 
 
@@ -58,10 +63,14 @@ def run(config: NodeConfig, reread: Callable[[], NodeConfig] | None = None) -> N
     which settings have changed and need a restart. Raises :class:`svcdp.SvcdpError` for what
     ends the daemon, after everything was taken back.
     """
-    if not config.manifests and not config.ipvs:
-        raise ConfigError("nothing to serve: give a folder with -f, or lines with --ipvs")
-    if config.manifests and config.ipvs:
-        raise ConfigError("manifests and ipvs exclude each other: serve one of them")
+    if not (config.manifests or config.kubeconfig or config.ipvs):
+        raise ConfigError(
+            "nothing to serve: give a folder with -f, a cluster with --kubeconfig, or lines with"
+            " --ipvs"
+        )
+    if config.ipvs and (config.manifests or config.kubeconfig):
+        name = "manifests" if config.manifests else "kubeconfig"
+        raise ConfigError(f"{name} and ipvs exclude each other: serve one of them")
     if config.netns:
         netns.enter(config.netns)
     asyncio.run(_Daemon(config, reread).main())
@@ -72,6 +81,7 @@ class _Daemon:
         self._config = config
         self._reread = reread
         self._told_to_stop = False
+        self._client = _client(config)
         self._source = ManifestSource(config.manifests) if config.manifests else None
         self._ipvs: IpvsServices | None = None
         self._dataplane = Dataplane(
@@ -123,6 +133,8 @@ class _Daemon:
         async with contextlib.AsyncExitStack() as undo:
             undo.enter_context(claim_netns())
             undo.callback(self._workers.stop)
+            if self._client is not None:
+                undo.push_async_callback(self._client.close)
             # Where a crash left rules packets come already, and wait until it is known where to.
             self._workers.bind()
             # When no packet comes any more.
@@ -161,6 +173,15 @@ class _Daemon:
             await admin.start()
             if self._source is not None:
                 sync.follow(self._source)
+            if self._client is not None:
+                sync.follow(
+                    ApiServerSource(
+                        self._client,
+                        node_name=config.node_name,
+                        min_period=config.min_sync_period,
+                    )
+                )
+            if self._source is not None or self._client is not None:
                 await sync.ready()
             if self._ipvs is not None:
                 await self._ipvs.load(config.ipvs)
@@ -257,6 +278,15 @@ class _Daemon:
             "peers": lambda request: peers(self._peers),
             "status": lambda request: views.status(self._dataplane, sync),
         }
+
+
+def _client(config: NodeConfig) -> Client | None:
+    """Who asks the API server."""
+    if not config.kubeconfig:
+        return None
+    from svcdp.kube.client import Client
+
+    return Client(None if config.kubeconfig == IN_CLUSTER else config.kubeconfig)
 
 
 async def _trim(mode: NfqueueMode) -> str:

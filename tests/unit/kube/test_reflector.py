@@ -29,8 +29,8 @@ def event(kind: str, item: Any) -> dict[str, Any]:
 
 
 class FakeServer:
-    """Of Services; slices are none. Each list and each watch takes the next answer; without one a
-    watch is silent."""
+    """Has Services alone. Each list and each watch takes the next answer; without one a watch is
+    silent."""
 
     url = "https://fake"
 

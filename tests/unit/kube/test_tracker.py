@@ -9,6 +9,7 @@ from svcdp.kube.model import (
     Endpoint,
     EndpointPort,
     EndpointSlice,
+    Node,
     ObjectMeta,
     Service,
     ServicePort,
@@ -135,3 +136,18 @@ def test_one_endpoint_among_many_services(
     spec = tracker.spec(key)
     assert spec is not None
     assert [destination.address for destination in spec.destinations] == ["10.1.0.1"]
+
+
+def test_the_zone_is_what_the_own_node_says_now() -> None:
+    def node(zone: str) -> Change:
+        labels = {"topology.kubernetes.io/zone": zone}
+        return Change(objects=(Node(metadata=ObjectMeta(name="n1", labels=labels)),))
+
+    tracker = Tracker(NodeContext(name="n1"))
+    tracker.apply([(0, "", node("a"))])
+    assert tracker.node.zone == "a"
+    tracker.apply([(0, "", node("b"))])
+    assert tracker.node.zone == "b"
+    said = Tracker(NodeContext(name="n1", zone="c"))
+    said.apply([(0, "", node("a"))])
+    assert said.node.zone == "c"
