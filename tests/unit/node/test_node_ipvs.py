@@ -141,5 +141,5 @@ def test_manifests_or_lines() -> None:
     config = load(None, environ={}, flags={"ipvs": "rules", "manifests": "folder"}).config
     with pytest.raises(ConfigError, match="manifests and ipvs exclude each other"):
         daemon.run(config)
-    with pytest.raises(ConfigError, match="a folder with -f, a cluster with --kubeconfig, or lines"):
+    with pytest.raises(ConfigError, match="a cluster with --kubeconfig"):
         daemon.run(NodeConfig())
