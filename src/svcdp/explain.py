@@ -90,8 +90,8 @@ def parse_flow(text: str) -> Flow:
 
 
 def normal_flow(flow: Flow) -> Flow:
-    if flow.protocol == "fwmark":
-        raise ConfigError(f"flow {flow}: packets have another protocol, and a mark beside it")
+    if flow.protocol in ("fwmark", "any"):
+        raise ConfigError(f"flow {flow}: packets have another protocol")
     destination, destination_port, protocol = check_key(
         flow.destination, flow.destination_port, flow.protocol
     )

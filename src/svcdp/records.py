@@ -54,6 +54,9 @@ ON_EMPTY = {
     "drop": (int(Verdict.DROP), 0),
 }
 
+#: Of services.
+PROTOCOLS = tuple(protocol.name.lower() for protocol in Protocol)
+
 WEIGHT_MAX = (1 << 31) - 1
 SECONDS_MAX = (1 << 31) - 1
 MARK_MAX = (1 << 32) - 1
@@ -89,6 +92,9 @@ class Record:
     is_ftp: bool
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
 class Address(NamedTuple):
     """An IP address: as `ipaddress` prints it, and as it is on the wire."""
 
@@ -105,6 +111,12 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"{text!r} has a scope id")
     address = ipaddress.ip_address(text)
     return Address(str(address), address.packed, address.version)
+
+
+@lru_cache(maxsize=1 << 17)
+def parse_network(text: str) -> Network:
+    """A CIDR, or one address. ValueError."""
+    return ipaddress.ip_network(text)
 
 
 @lru_cache(maxsize=1024)
@@ -138,6 +150,18 @@ def is_unicast(address: Address) -> bool:
     return first != 0xFF and (first, second & 0xC0) != (0xFE, 0x80) and address.text != "::"
 
 
+def check_network(text: str, what: str) -> str:
+    """A CIDR as ipaddress prints it, and an address where it holds just that. ConfigError."""
+    try:
+        if isinstance(text, str):
+            network = parse_network(text)
+            alone = network.prefixlen == network.max_prefixlen
+            return str(network.network_address if alone else network)
+    except ValueError:
+        pass
+    raise ConfigError(f"{what}: {text!r} is no network")
+
+
 def check_number(number: int, low: int, high: int, what: str) -> int:
     """ConfigError unless it is an int in that range."""
     if not isinstance(number, int) or not low <= number <= high:
@@ -153,8 +177,10 @@ def check_port(port: int, what: str, low: int = 1) -> int:
 def check_key(address: str, port: int, protocol: str) -> Key:
     """A service key with the address as ipaddress prints it. ConfigError."""
     what = f"service {address!r}"
-    if protocol not in ("tcp", "udp", "sctp", "fwmark"):
-        raise ConfigError(f"{what}: protocol {protocol!r} is none of tcp, udp, sctp, fwmark")
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"{what}: protocol {protocol!r} is none of {', '.join(PROTOCOLS)}")
+    if protocol == "any":
+        return (check_network(address, what), check_number(port, 0, 0, f"{what}: port"), protocol)
     text = check_address(address, what).text
     if protocol == "fwmark":
         if text not in ("0.0.0.0", "::"):
@@ -248,6 +274,8 @@ def check_destination(spec: DestinationSpec, service: ServiceSpec) -> Destinatio
     """The spec with its addresses normalised. ConfigError."""
     if not isinstance(spec, DestinationSpec):
         raise ConfigError(f"{service}: {spec!r} is no DestinationSpec")
+    if service.protocol == "any":
+        raise ConfigError(f"{service}: protocol any turns clients away: it has no destinations")
     try:
         address = check_address(spec.address, "address")
         if not is_unicast(address):
@@ -334,7 +362,7 @@ def order_subset(rule: SourceRule, spec: ServiceSpec, before: Subset) -> Subset:
 def compile_rules(
     rules: tuple[SourceRule, ...], service: ServiceSpec, subsets: list[Record | None]
 ) -> tuple[CompiledRule, ...]:
-    version = parse_address(service.address).version
+    version = parse_network(service.address).version
     compiled = []
     for rule, subset in zip(rules, subsets, strict=True):
         if not isinstance(rule.sources, tuple | list):
@@ -402,12 +430,18 @@ def compile_service(
     they were added, and whose rules have these subsets of them. ``affinity`` and ``timeouts`` are
     numbers that the dataplane gave to its persistence group and its set of timeouts. ConfigError.
     """
-    address = parse_address(spec.address)
-    is_mark = spec.protocol == "fwmark"
+    network = parse_network(spec.address)
+    version = network.version
+    address, first, last = network.network_address.packed, *ports_of(spec)
+    if spec.protocol == "fwmark":
+        # A mark stands where others have their address.
+        address, first, last = spec.port.to_bytes(4, "big") + bytes(12), 0, 0
+    elif spec.protocol == "any":
+        first = last = network.prefixlen
     masquerade = None
     if spec.masquerade_address is not None:
         source = check_address(spec.masquerade_address, f"{spec}: masquerade_address")
-        if source.version != address.version:
+        if source.version != version:
             raise ConfigError(f"{spec}: masquerade_address is of the other IP family")
         masquerade = source.packed
     newest_first = [*reversed(handles.items())]
@@ -417,9 +451,8 @@ def compile_service(
         m = specs[endpoint]
         members.append((handle.id, m.weight, m.upper, m.lower, compile_config(m)))
     record = Record(
-        # A mark stands where others have their address.
-        address=spec.port.to_bytes(4, "big") + bytes(12) if is_mark else address.packed,
-        port=0 if is_mark else spec.port,
+        address=address,
+        port=first,
         protocol=Protocol[spec.protocol.upper()],
         scheduler=schedulers.BUILTIN.get(spec.scheduler, schedulers.PYTHON),
         chooser=None if scheduler is None else Chooser(spec, scheduler),
@@ -435,11 +468,11 @@ def compile_service(
         masquerade=masquerade,
         members=members,
         rules=(),
-        words=1 if address.version == 4 else 4,
-        last_port=0 if is_mark else ports_of(spec)[1],
+        words=1 if version == 4 else 4,
+        last_port=last,
         scheduler_flags=schedulers.flag_bits(spec.scheduler_flags),
         table_size=spec.mh_table_size,
-        netmask=netmask(address.version, spec.persistence_netmask),
+        netmask=netmask(version, spec.persistence_netmask),
         engine=ENGINES[spec.persistence_engine],
         one_packet=spec.one_packet,
         timeouts=timeouts,

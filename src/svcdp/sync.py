@@ -317,7 +317,7 @@ class Sync:
         groups = self._endpoints(ref).values()
         return ServiceStatus(
             service=self._tracker.state.services[ref],
-            specs=self._tracker.claims.held_by(ref),
+            specs=tuple(s for s in self._tracker.claims.held_by(ref) if s.protocol != "any"),
             endpoints=len({each.address for group in groups for each in group}),
             endpoints_ready=len(
                 {each.address for group in groups for each in usable_endpoints(group)}

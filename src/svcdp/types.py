@@ -69,13 +69,15 @@ class Reason(enum.IntEnum):
 class Protocol(enum.IntEnum):
     """What a service can have as protocol, by IP protocol number.
 
-    ``fwmark`` stands for every packet with a firewall mark, whatever its protocol and port.
+    ``fwmark`` stands for every packet with a firewall mark, whatever its protocol and port,
+    ``any`` for what comes to a network and to no other service.
     """
 
     FWMARK = 0
     TCP = 6
     UDP = 17
     SCTP = 132
+    ANY = 255
 
 
 class ForwardMethod(enum.StrEnum):
@@ -188,7 +190,9 @@ class ServiceSpec:
     ``port`` 0 is every port of the address; ``last_port`` makes a range of ports. The most
     special service of an address gets the packet; ranges of one address must not overlap. With
     protocol ``fwmark``, ``port`` is a firewall mark and ``address`` the unspecified address of
-    the IP family: see `fwmark_key`.
+    the IP family: see `fwmark_key`. With protocol ``any`` the service turns away, by its rules'
+    ``on_empty``, TCP, UDP and SCTP to a network (``address`` is a CIDR, or one address; ``port``
+    is 0) that no other service gets; it has no destinations.
     ``scheduler_flags`` are sh-port, sh-fallback, mh-port and mh-fallback; ``mh_table_size`` is
     a prime from 251 to 655373.
 
@@ -241,6 +245,8 @@ class ServiceSpec:
             return self.name
         if self.protocol == "fwmark":
             return f"fwmark {self.port} (IPv{6 if ':' in self.address else 4})"
+        if self.protocol == "any":
+            return f"{self.address} (any port)"
         last = f"-{self.last_port}" if self.last_port else ""
         return f"{_endpoint(self.address, self.port)}{last}/{self.protocol}"
 

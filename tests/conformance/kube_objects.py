@@ -71,7 +71,10 @@ def endpoints(
 
 
 def summary(specs: list[ServiceSpec]) -> dict[str, list[str]]:
-    """``{"tcp 10.96.0.10:80": ["10.1.0.7:8080"]}``, destinations in their order."""
+    """``{"tcp 10.96.0.10:80": ["10.1.0.7:8080"]}``, destinations in their order; without those that
+    only turn clients away.
+    """
+    specs = [spec for spec in specs if spec.protocol != "any"]
 
     def text(address: str, number: int) -> str:
         return f"[{address}]:{number}" if ":" in address else f"{address}:{number}"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from judged import DROP, REJECT, Judge, Outcome, forward
+from judged import DROP, PASS, REJECT, Judge, Outcome, forward
 from kube_objects import case, endpoint, endpoints, port, service
 
 from svcdp.kube import NodeContext
@@ -228,3 +228,31 @@ def test_a_range_of_ports_keeps_its_policy() -> None:
     asked = Judge([ranged, endpoints(*EVERYWHERE)], NODE_HERE)
     assert asked.outcome(OUTSIDER, VIP, 85) == here
     assert asked.outcome(POD, VIP, 85) == both
+
+
+CIDRS = replace(NODE_HERE, service_cidrs=["10.96.0.0/16", "fd00::/112"])
+#: Where to, on a node that knows where cluster IPs are, and on one that does not.
+UNMATCHED = [
+    case("another port of a cluster IP", CLUSTER_IP, 81, "tcp", REJECT, PASS),
+    case("another protocol", CLUSTER_IP, 80, "udp", REJECT, PASS),
+    case("a node port there", CLUSTER_IP, 30080, "sctp", REJECT, PASS),
+    case("nobody's cluster IP", "10.96.0.99", 80, "tcp", DROP, PASS),
+    case("nobody's of the other family", "fd00::99", 80, "udp", DROP, PASS),
+    case("of a headless Service", "10.96.0.12", 80, "tcp", DROP, PASS),
+    case("elsewhere", "10.97.0.10", 80, "tcp", PASS, PASS),
+    case("another port of an external address", EXTERNAL, 81, "tcp", PASS, PASS),
+    case("another port of a load balancer's", VIP, 81, "tcp", PASS, PASS),
+    case("another port of the node", OWN, 80, "tcp", PASS, PASS),
+]
+
+
+@pytest.mark.parametrize(("address", "number", "protocol", "known", "unknown"), UNMATCHED)
+def test_what_no_service_serves(
+    address: str, number: int, protocol: str, known: Outcome, unknown: Outcome
+) -> None:
+    objects = [web("Cluster", "Cluster"), endpoints(*EVERYWHERE), service("none", "None")]
+    for node, expected in ((CIDRS, known), (NODE_HERE, unknown)):
+        asked = Judge(objects, node)
+        clients = (POD, NODE, OUTSIDER) if "." in address else ("2001:db8::9",)
+        for client in clients:
+            assert asked.outcome(client, address, number, protocol) == expected

@@ -65,7 +65,7 @@ cdef inline bint is_ftp_data(const Service *service, const View *view) noexcept 
     """Whether a service of FTP got a packet for another port than its own."""
     return (
         service.first_port == FTP_PORT and service.last_port == FTP_PORT
-        and view.destination_port != service.port)
+        and view.destination_port != service.port and service.protocol == PROTOCOL_TCP)
 
 
 cdef inline void fill(

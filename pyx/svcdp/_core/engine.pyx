@@ -98,10 +98,15 @@ cdef uint32_t check_pool(uint32_t pool) except 2:
 
 cdef tuple key_of(const Service *service):
     """(address or None for a fwmark, port or mark, protocol number)."""
+    cdef str address
     if service.protocol == PROTOCOL_FWMARK:
         return None, ntohl(load32(service.address)), service.protocol
-    return (
-        format_address(service.address, service.words), service.first_port, service.protocol)
+    address = format_address(service.address, service.words)
+    if service.protocol != PROTOCOL_ANY:
+        return address, service.first_port, service.protocol
+    if service.first_port < 32 * service.words:
+        address = f"{address}/{service.first_port}"
+    return address, 0, service.protocol
 
 
 cdef tuple not_overloaded(tuple candidates):

@@ -48,3 +48,15 @@ cdef inline void copy_address(uint8_t *to, const uint8_t *source, uint32_t words
         store32(to, load32(source))
     else:
         copy128(to, source)
+
+
+cdef inline void mask_address(
+    uint8_t *to, const uint8_t *source, uint32_t words, uint32_t length
+) noexcept nogil:
+    """The first `length` bits of an address, then zeros."""
+    cdef uint32_t i, bits, mask
+    for i in range(words):
+        bits = min(length, <uint32_t>32)
+        length -= bits
+        mask = <uint32_t>(<uint64_t>0xffffffff << (32 - bits))
+        store32(to + 4 * i, load32(source + 4 * i) & htonl(mask))

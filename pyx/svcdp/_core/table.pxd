@@ -6,11 +6,14 @@
 #
 # A range of ports stands in the table as the aligned blocks that it is made of, as prefixes of
 # 0 to 16 bits: 16 is one port, 0 every port. The longest prefix wins.
+#
+# Services of networks stand beside these, by address and bits of the prefix, and get what no other
+# service does.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from svcdp._core.atomic cimport unlikely
 from svcdp._core.hash cimport HashKey, hash_flow
-from svcdp._core.memory cimport htonl, htons, ntohs, same_address, store32
+from svcdp._core.memory cimport htonl, htons, mask_address, ntohs, same_address, store32
 from svcdp._core.packet cimport PROTOCOL_TCP
 from svcdp._core.service cimport Dest, Service
 
@@ -19,6 +22,8 @@ cdef enum:
     PORT_BITS = 16
     SERVER_BITS = 17           # of the address and port of a destination that may begin
     PROTOCOL_FWMARK = 0        # Service.protocol
+    PROTOCOL_ANY = 255         # Service.protocol of a network's: its port is the prefix, bits
+    PREFIX_MAX = 128
     FTP_PORT = 21
     FTP_DATA_PORT = 20
     UNPRIVILEGED_PORT = 1024   # the first
@@ -38,6 +43,8 @@ cdef struct Snapshot:
     uint32_t marks             # fwmark services
     uint32_t ftps              # TCP services of port 21
     uint32_t servers           # destinations that may begin connections
+    uint32_t networks          # services of networks
+    uint32_t prefixes[2][PREFIX_MAX + 1]   # of these, by IP family and bits
     uint32_t blocks[PORT_BITS]     # entries with a prefix of so many bits
     Shard *shards[1]           # mask + 1 of them; NULL: empty
 
@@ -142,6 +149,24 @@ cdef inline Service *wide_find(
     return NULL
 
 
+cdef inline Service *network_find(
+    const HashKey *key, const Snapshot *snapshot, const uint8_t *address, uint32_t words
+) noexcept nogil:
+    """The service of the smallest network that holds the address, or NULL."""
+    cdef const uint32_t *counts = snapshot.prefixes[words // 4]
+    cdef uint8_t masked[16]
+    cdef Service *service
+    cdef int length
+    for length in range(32 * words, -1, -1):
+        if counts[length]:
+            mask_address(masked, address, words, length)
+            service = block_find(
+                key, snapshot, masked, words, htons(<uint16_t>length), PORT_BITS, PROTOCOL_ANY)
+            if service is not NULL:
+                return service
+    return NULL
+
+
 cdef inline void mark_address(uint8_t *address, uint32_t mark) noexcept nogil:
     """What stands for an address (16 bytes) in the key of a fwmark service."""
     cdef uint32_t i
@@ -165,6 +190,8 @@ cdef inline Service *table_find(
     service = block_find(key, snapshot, address, words, port, PORT_BITS, protocol)
     if service is NULL and unlikely(snapshot.lengths | snapshot.ftps):
         service = wide_find(key, snapshot, address, words, port, protocol)
+    if service is NULL and unlikely(snapshot.networks):
+        service = network_find(key, snapshot, address, words)
     return service
 
 

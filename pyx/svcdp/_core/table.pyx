@@ -118,6 +118,9 @@ cdef int count_entries(Snapshot *snapshot, list entries, int sign) except -1:
             snapshot.blocks[length] += sign
         elif service.protocol == PROTOCOL_FWMARK:
             snapshot.marks += sign
+        elif service.protocol == PROTOCOL_ANY:
+            snapshot.networks += sign
+            snapshot.prefixes[service.words // 4][service.first_port] += sign
         elif service.protocol == PROTOCOL_TCP and service.first_port == FTP_PORT:
             snapshot.ftps += sign
     return 0
@@ -147,7 +150,9 @@ cdef Snapshot *snapshot_next(
         new.marks = old.marks
         new.ftps = old.ftps
         new.servers = old.servers
+        new.networks = old.networks
         memcpy(new.blocks, old.blocks, sizeof(old.blocks))
+        memcpy(new.prefixes, old.prefixes, sizeof(old.prefixes))
         count_entries(new, old_entries, -1)
         count_entries(new, new_entries, 1)
         for i in range(PORT_BITS):

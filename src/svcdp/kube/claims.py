@@ -96,6 +96,8 @@ class Claims:
         """Claims that are not in force, and who is in their way."""
         errors = []
         for key in sorted(self._contested):
+            if key[2] == "any":
+                continue  # the ports are contested too, or they are of one mind
             first, *others = self._by_key[key]
             address, port, protocol = key
             where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -36,6 +36,8 @@ class NodeContext:
     of this node's (``NodeCIDR``). With ``BridgeInterface`` and ``InterfaceNamePrefix`` Pods of
     this node are told by the interface that their packets come in by, whatever their address:
     somebody puts the bit ``pod_mark`` into the firewall mark of these.
+    ``service_cidrs`` are where cluster IPs are: what no Service has there is turned away. Without
+    them it passes.
     ``node_port_addresses`` are CIDRs whose addresses of this node serve node ports. A family
     of which they hold none is not restricted; no CIDRs at all or the word ``primary`` mean
     the primary addresses (kube-proxy's nftables mode). Loopback serves them only with

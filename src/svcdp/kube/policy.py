@@ -14,12 +14,20 @@ from svcdp.kube.context import NodeContext
 from svcdp.kube.endpoints import EndpointInfo
 from svcdp.kube.model import IPFamily, family_of
 from svcdp.kube.topology import EndpointSets
-from svcdp.types import SourceRule
+from svcdp.types import ServiceSpec, SourceRule
 
-__all__ = ["MASQUERADED", "cluster_ip_rules", "local_rules", "within"]
+__all__ = [
+    "MASQUERADED",
+    "cluster_ip_rules",
+    "local_rules",
+    "other_ports",
+    "unallocated",
+    "within",
+]
 
 MASQUERADED = (SourceRule(masquerade=True),)
 _NOT_MASQUERADED = (SourceRule(),)
+_SILENT = (SourceRule(on_empty="drop"),)
 
 
 @lru_cache(maxsize=8)
@@ -50,6 +58,21 @@ def within(rules: tuple[SourceRule, ...], ranges: tuple[str, ...]) -> tuple[Sour
     """The rules for clients in these CIDRs; others are admitted by none."""
     narrowed = ((rule, _overlap(rule.sources, ranges)) for rule in rules)
     return tuple(replace(rule, sources=sources) for rule, sources in narrowed if sources)
+
+
+def other_ports(address: str, name: str) -> ServiceSpec:
+    """What no Service serves at a cluster IP: refused, as at any host (kube-proxy's nftables mode).
+    ``name`` is that of the Service that has the address.
+    """
+    return ServiceSpec(address, 0, "any", name=f"{name} (other ports)")
+
+
+def unallocated(node: NodeContext) -> list[ServiceSpec]:
+    """What no Service has of the networks of cluster IPs: nobody is there, so silence."""
+    return [
+        ServiceSpec(cidr, 0, "any", name=f"{cidr} (unallocated)", rules=_SILENT)
+        for cidr in node.service_cidrs
+    ]
 
 
 def _pods(node: NodeContext, family: IPFamily) -> tuple[SourceRule, ...]:

@@ -26,10 +26,18 @@ from svcdp.kube.model import (
     Object,
     ObjectKey,
     Service,
+    ServiceRef,
     family_of,
     parse_address,
 )
-from svcdp.kube.policy import MASQUERADED, cluster_ip_rules, local_rules, within
+from svcdp.kube.policy import (
+    MASQUERADED,
+    cluster_ip_rules,
+    local_rules,
+    other_ports,
+    unallocated,
+    within,
+)
 from svcdp.kube.state import Change, State
 from svcdp.kube.topology import EndpointSets, endpoint_sets
 from svcdp.types import DestinationSpec, ServiceSpec
@@ -44,6 +52,8 @@ __all__ = [
 ]
 
 _AFFINITY_SECONDS = 10800  # the API's default for ClientIP
+NOBODY = ServiceRef("", "")
+"""Whose claims are those of the node."""
 
 
 @dataclass(slots=True)
@@ -92,6 +102,7 @@ def resolve_all(objects: Iterable[Object | Mapping[str, Any]], node: NodeContext
         resolved = resolve_service(service, state.slices(ref), node)
         claims.replace(ref, resolved.claims)
         problems += resolved.problems
+    claims.replace(NOBODY, resolve_node(node))
     return Resolution(list(claims), [*problems, *claims.conflicts()])
 
 
@@ -150,7 +161,14 @@ def resolve_service(
             for node_address in node.node_port_addresses_of(family) if port.node_port else ():
                 at_node = replace(outside, address=node_address, port=port.node_port or 0)
                 resolved.add(service, at_node, node_port=True)
+        if node.service_cidrs and spec.ports:
+            resolved.add(service, other_ports(address, str(service.ref)))
     return resolved
+
+
+def resolve_node(node: NodeContext) -> list[Claim]:
+    """What a node owes whatever Services there are."""
+    return [Claim.of(NOBODY, None, spec, node_port=False) for spec in unallocated(node)]
 
 
 def cluster_ips(service: Service) -> dict[IPFamily, str]:

@@ -10,7 +10,7 @@ from svcdp.kube.claims import Claims, Key
 from svcdp.kube.context import NodeContext
 from svcdp.kube.health import HealthCheck, LocalEndpoints, is_eligible, local_endpoints
 from svcdp.kube.model import ServiceRef
-from svcdp.kube.resolve import resolve_service
+from svcdp.kube.resolve import NOBODY, resolve_node, resolve_service
 from svcdp.kube.state import Change, State
 from svcdp.types import ServiceSpec
 
@@ -31,6 +31,7 @@ class Tracker:
         self._zone = node.zone
         self.state = State()
         self.claims = Claims()
+        self._new = self.claims.replace(NOBODY, resolve_node(node))
         self._problems: dict[ServiceRef, list[ManifestError]] = {}
         self._local: dict[ServiceRef, LocalEndpoints] = {}  # of those that must know
 
@@ -46,7 +47,7 @@ class Tracker:
         if zone != self.node.zone:
             self.node = replace(self.node, zone=zone)
             touched |= self.state.services.keys()
-        keys: set[Key] = set()
+        keys, self._new = self._new, set()
         for ref in touched:
             keys |= self._resolve(ref)
         return keys

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from svcdp.dataplane import Captures, Dataplane, captures_of
 from svcdp.modes.onward import Onward
 from svcdp.rules import Backend, CapturePlan
-from svcdp.rules.plan import Item, Mark, items_of
+from svcdp.rules.plan import Item, Mark, Network, items_of
 from svcdp.types import ServiceSpec
 
 __all__ = ["NfqueueMode"]
@@ -129,7 +129,7 @@ class NfqueueMode:
         if not added and not removed:
             return
         assert self._held is not None
-        if any(isinstance(item, Mark) for item in added | removed):
+        if any(isinstance(item, Mark | Network) for item in added | removed):
             self._apply(frozenset((self._held | added) - removed))
             return
         held, self._held = self._held, None

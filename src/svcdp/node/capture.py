@@ -62,6 +62,8 @@ def capture_plan(config: NodeConfig, addresses: Sequence[str]) -> CapturePlan:
         forward_mark=config.forward_mark,
         pass_mark=config.pass_mark,
         hop_marks=config.dr_marks,
+        pod_mark=config.pod_mark,
+        pod_interface=config.pod_interface,
         bypass=config.bypass,
         service_cidrs=config.service_cidrs,
         addresses=tuple(addresses),

@@ -78,8 +78,23 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     ] = ()
     service_cidrs: Annotated[
         tuple[Cidr, ...],
-        Meta(description="where cluster IPs are; routed, so that the node itself reaches them"),
+        Meta(
+            description="where cluster IPs are; routed, so that the node itself reaches them;"
+            " the rest of their traffic is turned away"
+        ),
     ] = ()
+    detect_local_mode: Annotated[
+        Literal["ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"],
+        Meta(
+            description="how Pods are told: by podCIDRs (of all nodes, of this one) or podInterface"
+        ),
+    ] = "ClusterCIDR"
+    pod_interface: Annotated[
+        str, Meta(description="interface that Pods' packets come in by; veth+: all that begin so")
+    ] = ""
+    pod_mark: Annotated[Mark, Meta(description="mark bit of packets from podInterface")] = Mark(
+        0x00080000
+    )
     node_port_addresses: Annotated[
         tuple[Cidr, ...],
         Meta(description="addresses that serve node ports (default: the primary ones)"),

@@ -163,7 +163,7 @@ class IpvsViews:
 
     def _wanted(self, request: Request) -> list[ServiceStatus]:
         """The service that a request names by its key, or all."""
-        services = self._dataplane.services()
+        services = [each for each in self._dataplane.services() if each.spec.protocol != "any"]
         name = request.get("service")
         if name is None:
             return services

@@ -42,8 +42,8 @@ class Backend(abc.ABC):
     def update(self, plan: CapturePlan, added: Collection[Item], removed: Collection[Item]) -> None:
         """Change what is captured: all of it, or, after an error, nothing.
 
-        ``plan`` is what was applied; its items are not looked at. Marks cannot be changed so:
-        apply them. The cost follows the size of the change.
+        ``plan`` is what was applied; its items are not looked at. Marks and networks cannot
+        be changed so: apply them. The cost follows the size of the change.
         """
 
     @abc.abstractmethod

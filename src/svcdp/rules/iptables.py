@@ -27,7 +27,7 @@ from collections.abc import Collection, Iterator
 
 from svcdp.rules import ipset
 from svcdp.rules.backend import KernelBackend
-from svcdp.rules.plan import CapturePlan, Element, Kind
+from svcdp.rules.plan import CapturePlan, Element, Kind, family_of
 from svcdp.rules.sysctl import Guard
 from svcdp.rules.tools import run
 
@@ -191,8 +191,12 @@ def _raw(family: int, plan: CapturePlan, guard: Guard) -> dict[str, list[str]]:
     check = [f"{_comment('as the kernel does without svcdp')} -j {PREFIX}MARTIANS"] * bool(martians)
     reverse = list(_reverse_path(guard)) if family == 4 else []
     check += [f"{_comment('as the kernel does without svcdp')} -j {PREFIX}REVERSE"] * bool(reverse)
+    pods = []
+    if plan.pod_interface:
+        set_mark = f"-j MARK --set-xmark {plan.pod_mark:#x}/{plan.pod_mark:#x}"
+        pods = [f"-i {plan.pod_interface} {_comment('of a Pod')} {set_mark}"]
     chains = {
-        "PREROUTING": [passed, rewritten, *check, capture, defragment],
+        "PREROUTING": [passed, rewritten, *check, *pods, capture, defragment],
         "OUTPUT": [passed, rewritten, capture],
         "PASSED": [f"{_comment('forget that')} -j MARK --set-xmark 0x0/{plan.pass_mark:#x}"],
         "REWRITTEN": [f"{_comment('conntrack saw half of it')} -j CT --notrack"],
@@ -220,6 +224,9 @@ def _captures(family: int, plan: CapturePlan) -> Iterator[str]:
             name = ipset.set_name(kind, family, whole=whole)
             match = f"-m set --match-set {name} {side if whole else f'{side},{side}'}"
             yield f"{match} {_comment(CAPTURED[kind])} {_queue(plan, kind)}"
+    for network in plan.networks:
+        if family_of(network.cidr) == family:
+            yield f"-d {network.cidr} {_comment('no service')} {_queue(plan, 'virtual')}"
 
 
 def _martians(guard: Guard) -> Iterator[str]:

@@ -93,7 +93,12 @@ class NftBackend(KernelBackend):
                 text = "as the kernel does without svcdp"
                 check.append(_rule(f"meta nfproto ipv4 jump {name}", text))
         capture = [_rule("jump capture", "new to us")]
-        incoming = seen + check + capture + list(DEFRAGMENT)
+        pods = []
+        if plan.pod_interface:
+            name = plan.pod_interface.replace("+", "*")
+            set_mark = f"meta mark set meta mark | {plan.pod_mark:#010x}"
+            pods = [_rule(f'iifname "{name}" {set_mark}', "of a Pod")]
+        incoming = seen + check + pods + capture + list(DEFRAGMENT)
         for hook, rules in (("prerouting", incoming), ("output", seen + capture)):
             base = f"type filter hook {hook} priority raw; policy accept;"
             lines += _chain(hook, [base, *rules])
@@ -158,6 +163,9 @@ def _captures(plan: CapturePlan) -> list[str]:
             for whole, match in ((False, port), (True, f"{ip} {side}addr")):
                 name = _set_name(kind, family, whole=whole)
                 rules.append(_rule(f"{match} @{name} {_queue(plan, kind)}", text))
+    for network in plan.networks:
+        ip = PROTOCOL[family_of(network.cidr)]
+        rules.append(_rule(f"{ip} daddr {network.cidr} {queue}", "no service"))
     return rules
 
 

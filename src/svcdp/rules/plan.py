@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal, NamedTuple
 
 from svcdp.dataplane import Captures
 from svcdp.errors import ConfigError
 
-__all__ = ["CapturePlan", "Element", "Hop", "Item", "Kind", "Mark", "family_of", "items_of"]
+__all__ = [
+    "CapturePlan",
+    "Element",
+    "Hop",
+    "Item",
+    "Kind",
+    "Mark",
+    "Network",
+    "family_of",
+    "items_of",
+]
 
 Kind = Literal["tunnel", "virtual", "real"]
 
@@ -36,6 +48,12 @@ class Mark(NamedTuple):
     kind: Kind = "virtual"
 
 
+class Network(NamedTuple):
+    """All packets to a CIDR."""
+
+    cidr: str
+
+
 class Hop(NamedTuple):
     """Where packets with a mark go, whatever their destination says."""
 
@@ -43,10 +61,12 @@ class Hop(NamedTuple):
     address: str
 
 
-Item = Element | Mark | Hop
+Item = Element | Mark | Network | Hop
 
 QUEUE_MAX = 0xFFFF
 MARK_MAX = 0xFFFFFFFF
+#: As iptables has it: a name, or how it begins and "+".
+_INTERFACE = re.compile(r"[\w.@-]{1,15}|[\w.@-]{1,14}\+", re.ASCII)
 
 
 def family_of(address: str) -> int:
@@ -65,7 +85,7 @@ def items_of(captures: Captures) -> frozenset[Item]:
 
 def _items(captures: Captures) -> Iterator[Item]:
     for key in captures.virtual:
-        yield _element(_kind(captures, key), *key)
+        yield Network(key[1]) if "/" in key[1] else _element(_kind(captures, key), *key)
     for protocol, address, first, _ in captures.ranges:
         yield Element(_kind(captures, (protocol, address, first)), address)
     for each in captures.real:
@@ -98,6 +118,9 @@ class CapturePlan:
     ``forward_mark`` on packets that were rewritten, ``pass_mark`` on those that were not.
     ``hop_marks`` is a mask: the field of the mark by whose value a :class:`Hop` is chosen.
 
+    ``pod_mark`` is set on packets that come in by ``pod_interface`` (``cni0``; ``veth+`` is every
+    interface whose name begins so), before they are captured; without one it is nobody's.
+
     ``service_cidrs`` are given a route, so that programs on the node itself can connect to
     service addresses; its source is the first of ``addresses`` of that family, which must be
     the node's own.
@@ -108,6 +131,8 @@ class CapturePlan:
     forward_mark: int = 0x00100000
     pass_mark: int = 0x00200000
     hop_marks: int = 0xFFC00000
+    pod_mark: int = 0x00080000
+    pod_interface: str = ""
     bypass: bool = True
     service_cidrs: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
@@ -121,18 +146,24 @@ class CapturePlan:
                 )
         if max(self.queues[0], self.tunnel_queues[0]) <= min(self.queues[1], self.tunnel_queues[1]):
             raise ConfigError("queues and tunnel_queues overlap: change one of them")
-        for name, mark in (("forward_mark", self.forward_mark), ("pass_mark", self.pass_mark)):
+        own = {"forward_mark": self.forward_mark, "pass_mark": self.pass_mark}
+        if self.pod_interface:
+            own["pod_mark"] = self.pod_mark
+        for name, mark in own.items():
             if mark.bit_count() != 1 or not 0 < mark <= MARK_MAX:
                 raise ConfigError(f"{name} {mark:#x}: not one bit of 32")
-        if self.forward_mark == self.pass_mark:
-            raise ConfigError(f"forward_mark and pass_mark are both {self.pass_mark:#x}")
+        for (one, mark), (other, same) in combinations(own.items(), 2):
+            if mark == same:
+                raise ConfigError(f"{one} and {other} are both {mark:#x}")
+        if self.pod_interface and not _INTERFACE.fullmatch(self.pod_interface):
+            raise ConfigError(f"pod_interface {self.pod_interface!r} is no name of interfaces")
         if not 0 < self.hop_marks <= MARK_MAX or not _is_field(self.hop_marks):
             raise ConfigError(f"hop_marks {self.hop_marks:#x}: not a row of bits of 32")
-        if self.hop_marks & (self.forward_mark | self.pass_mark):
-            raise ConfigError(f"hop_marks {self.hop_marks:#x} hold forward_mark or pass_mark")
+        if self.hop_marks & ~self.free_marks:
+            raise ConfigError(f"hop_marks {self.hop_marks:#x} hold {' or '.join(own)}")
         for mark, *_ in self.marks:
             if mark & ~self.free_marks:
-                raise ConfigError(f"fwmark {mark:#x} holds forward_mark or pass_mark")
+                raise ConfigError(f"fwmark {mark:#x} holds {' or '.join(own)}")
             if mark & self.hop_marks:
                 raise ConfigError(
                     f"fwmark {mark:#x} holds bits of hop_marks {self.hop_marks:#x}: its packets"
@@ -149,7 +180,8 @@ class CapturePlan:
     @property
     def free_marks(self) -> int:
         """The bits that are not ours alone."""
-        return (self.forward_mark | self.pass_mark) ^ MARK_MAX
+        pods = self.pod_mark if self.pod_interface else 0
+        return (self.forward_mark | self.pass_mark | pods) ^ MARK_MAX
 
     @property
     def elements(self) -> list[Element]:
@@ -160,6 +192,11 @@ class CapturePlan:
     def marks(self) -> list[Mark]:
         """The items that are marks, in order."""
         return sorted(item for item in self.items if isinstance(item, Mark))
+
+    @property
+    def networks(self) -> list[Network]:
+        """The items that are networks, in order."""
+        return sorted(item for item in self.items if isinstance(item, Network))
 
     @property
     def hops(self) -> list[Hop]:

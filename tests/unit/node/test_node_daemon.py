@@ -95,7 +95,7 @@ class Workers:
 
 
 def _virtual(items: Any) -> str:
-    return " ".join(sorted(item.address for item in items if item.kind == "virtual"))
+    return " ".join(sorted({item.address for item in items if item.kind == "virtual"}))
 
 
 class Backend:

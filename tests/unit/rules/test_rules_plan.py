@@ -10,7 +10,7 @@ from svcdp import DestinationSpec, ServiceSpec, TunnelSpec
 from svcdp.dataplane import captures_of
 from svcdp.errors import ConfigError
 from svcdp.rules import CapturePlan
-from svcdp.rules.plan import Element, Hop, Mark, items_of
+from svcdp.rules.plan import Element, Hop, Mark, Network, items_of
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,12 @@ from svcdp.rules.plan import Element, Hop, Mark, items_of
         ({"hop_marks": 0xFFF00000}, "hop_marks 0xfff00000 hold forward_mark or pass_mark"),
         ({"items": frozenset({Mark(0x100001, 4)})}, "fwmark 0x100001 holds forward_mark"),
         ({"items": frozenset({Mark(0x400001, 4)})}, "fwmark 0x400001 holds bits of hop_marks"),
+        ({"pod_interface": "veth+", "pod_mark": 0x100000}, "forward_mark and pod_mark are both"),
+        ({"pod_interface": "veth+", "pod_mark": 0x400000}, "hold forward_mark or pass_mark or pod"),
+        ({"pod_interface": "veth+", "pod_mark": 6}, "pod_mark 0x6: not one bit"),
+        ({"pod_interface": "a b"}, "'a b' is no name of interfaces"),
+        ({"pod_interface": "+"}, "is no name of interfaces"),
+        ({"pod_interface": "sixteencharacte+"}, "is no name of interfaces"),
         ({"service_cidrs": ("10.96.0.1/12",)}, "10.96.0.1/12 has host bits set"),
         ({"addresses": ("node",)}, "'node'"),
     ],
@@ -54,6 +60,8 @@ TUNNEL = DestinationSpec(SERVER, 80, method="tunnel", tunnel=TunnelSpec(source="
 @pytest.mark.parametrize(
     ("service", "items"),
     [
+        (ServiceSpec("10.96.0.0/12", 0, "any"), {Network("10.96.0.0/12")}),
+        (ServiceSpec(VIP, 0, "any"), {Element("virtual", VIP)}),
         (
             ServiceSpec(VIP, 80, destinations=(DestinationSpec(SERVER, 8080),)),
             {Element("virtual", VIP, "tcp", 80), Element("real", SERVER, "tcp", 8080)},
@@ -95,7 +103,19 @@ TUNNEL = DestinationSpec(SERVER, 80, method="tunnel", tunnel=TunnelSpec(source="
             {Mark(7, 4, "tunnel")},
         ),
     ],
-    ids=["masq", "nobody", "tunnel", "dr", "all ports", "range", "ftp", "fwmark", "fwmark tunnel"],
+    ids=[
+        "network",
+        "whole address",
+        "masq",
+        "nobody",
+        "tunnel",
+        "dr",
+        "all ports",
+        "range",
+        "ftp",
+        "fwmark",
+        "fwmark tunnel",
+    ],
 )
 def test_what_is_captured_for_a_service(
     service: ServiceSpec, items: set[Element | Mark | Hop]

@@ -10,7 +10,7 @@ from fakehost import Host
 from svcdp.rules import CapturePlan
 from svcdp.rules.iptables import IptablesBackend
 from svcdp.rules.nft import NftBackend
-from svcdp.rules.plan import Element, Hop, Mark
+from svcdp.rules.plan import Element, Hop, Mark, Network
 
 PLAN = CapturePlan(
     items=frozenset(
@@ -120,6 +120,31 @@ def test_firewall_marks(host: Host) -> None:
     match = "meta nfproto ipv4 meta mark & 0xffcfffff == 0x8"
     assert script.count(f"{match} {set_seen} queue num 104 bypass") == 2
     assert script.count("priority mangle + 10") == 2
+
+
+def test_networks(host: Host) -> None:
+    """What no service has is captured last."""
+    plan = CapturePlan(items=frozenset({Network("10.96.0.0/12"), Network("fd00::/112")}))
+    script = IptablesBackend(None, host.run_dir).render(plan)
+    rule = '-d 10.96.0.0/12 -m comment --comment "svcdp: no service" -j NFQUEUE'
+    assert script.count(rule) == 1
+    assert script.index("--match-set SVCDP-REAL-ALL4") < script.index(rule)
+    assert script.count("-d fd00::/112 -m") == 1
+    script = NftBackend(None, host.run_dir).render(plan)
+    assert "ip daddr 10.96.0.0/12 queue num 100-103 bypass" in script
+    assert "ip6 daddr fd00::/112 queue num 100-103 bypass" in script
+
+
+def test_packets_of_pods_are_marked_before_they_are_captured(host: Host) -> None:
+    plan = CapturePlan(pod_interface="veth+")
+    script = IptablesBackend(None, host.run_dir).render(plan)
+    rule = '-i veth+ -m comment --comment "svcdp: of a Pod" -j MARK --set-xmark 0x80000/0x80000'
+    assert script.count(rule) == 2  # IPv4 and IPv6
+    assert script.index(rule) < script.index("new to us")
+    assert "of a Pod" not in IptablesBackend(None, host.run_dir).render(PLAN)
+    script = NftBackend(None, host.run_dir).render(plan)
+    assert script.count('iifname "veth*" meta mark set meta mark | 0x00080000') == 1
+    assert "of a Pod" not in NftBackend(None, host.run_dir).render(PLAN)
 
 
 def test_next_hops_are_shown(host: Host) -> None:
