@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
@@ -52,6 +54,10 @@ class Follower:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join()
+        # httpcore leaves the socket of a TLS handshake that is cancelled to the garbage collector.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "unclosed", ResourceWarning)
+            gc.collect()
 
     def _serve(self) -> None:
         with suppress(asyncio.CancelledError):
