@@ -32,6 +32,9 @@ cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
     void PyErr_SetInterrupt()
 
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
 cdef extern from "<arpa/inet.h>" nogil:
     const char *inet_ntop(int family, const void *source, char *target, unsigned size)
     int AF_INET, AF_INET6
@@ -596,6 +599,7 @@ cdef class Core:
         """Memory for a destination's state and, with every worker, for its counters."""
         cdef uint32_t chunk = id // DESTINATION_CHUNK
         cdef Worker *worker = self.workers
+        cdef Dest *destinations
         if chunk >= DESTINATION_CHUNKS:
             raise OverflowError(
                 f"no more than {DESTINATION_CHUNKS * DESTINATION_CHUNK - 1} destinations")
@@ -606,10 +610,11 @@ cdef class Core:
                     raise MemoryError("cannot allocate the counters of destinations")
             worker = worker.next
         if self.engine.destinations.chunks[chunk] is NULL:
-            self.engine.destinations.chunks[chunk] = <Dest *>calloc(
-                DESTINATION_CHUNK, sizeof(Dest))
-            if self.engine.destinations.chunks[chunk] is NULL:
+            destinations = <Dest *>aligned_alloc(CACHE_LINE, DESTINATION_CHUNK * sizeof(Dest))
+            if destinations is NULL:
                 raise MemoryError("cannot allocate destinations")
+            memset(destinations, 0, DESTINATION_CHUNK * sizeof(Dest))
+            self.engine.destinations.chunks[chunk] = destinations
         return 0
 
     cdef Dest *destination_of(self, uint32_t id) except NULL:

@@ -13,6 +13,7 @@ cdef enum:
     # an id can be turned into a pointer without a lock. Id 0 is nobody.
     DESTINATION_CHUNK = 1024
     DESTINATION_CHUNKS = 4096
+    CACHE_LINE = 64            # bytes; a Dest is one
 
     # Forwarding methods, as the kernel numbers them (uapi/linux/ip_vs.h).
     METHOD_MASQ = 0
