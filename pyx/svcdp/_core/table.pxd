@@ -122,12 +122,31 @@ cdef inline Service *server_find(
     return NULL
 
 
+cdef inline Service *network_find(
+    const HashKey *key, const Snapshot *snapshot, const uint8_t *address, uint32_t words
+) noexcept nogil:
+    """The service of the smallest network that holds the address, or NULL."""
+    cdef const uint32_t *counts = snapshot.prefixes[words // 4]
+    cdef uint8_t masked[16]
+    cdef Service *service
+    cdef int length
+    for length in range(32 * words, -1, -1):
+        if counts[length]:
+            mask_address(masked, address, words, length)
+            service = block_find(
+                key, snapshot, masked, words, htons(<uint16_t>length), PORT_BITS, PROTOCOL_ANY)
+            if service is not NULL:
+                return service
+    return NULL
+
+
 cdef inline Service *wide_find(
     const HashKey *key, const Snapshot *snapshot, const uint8_t *address, uint32_t words,
     uint16_t port, uint8_t protocol
 ) noexcept nogil:
     """The service with a range that holds the port, else a persistent one of FTP for what may be
-    its data connections (ip_vs_ctl.c, ip_vs_service_find), else that of every port; or NULL.
+    its data connections (ip_vs_ctl.c, ip_vs_service_find), else that of every port, else of a
+    network; or NULL.
     """
     cdef uint32_t host = ntohs(port)
     cdef int length
@@ -146,25 +165,7 @@ cdef inline Service *wide_find(
                 <uint32_t>length, protocol)
             if service is not NULL:
                 return service
-    return NULL
-
-
-cdef inline Service *network_find(
-    const HashKey *key, const Snapshot *snapshot, const uint8_t *address, uint32_t words
-) noexcept nogil:
-    """The service of the smallest network that holds the address, or NULL."""
-    cdef const uint32_t *counts = snapshot.prefixes[words // 4]
-    cdef uint8_t masked[16]
-    cdef Service *service
-    cdef int length
-    for length in range(32 * words, -1, -1):
-        if counts[length]:
-            mask_address(masked, address, words, length)
-            service = block_find(
-                key, snapshot, masked, words, htons(<uint16_t>length), PORT_BITS, PROTOCOL_ANY)
-            if service is not NULL:
-                return service
-    return NULL
+    return network_find(key, snapshot, address, words) if snapshot.networks else NULL
 
 
 cdef inline void mark_address(uint8_t *address, uint32_t mark) noexcept nogil:
@@ -188,10 +189,8 @@ cdef inline Service *table_find(
         if service is not NULL:
             return service
     service = block_find(key, snapshot, address, words, port, PORT_BITS, protocol)
-    if service is NULL and unlikely(snapshot.lengths | snapshot.ftps):
+    if service is NULL and unlikely(snapshot.lengths | snapshot.ftps | snapshot.networks):
         service = wide_find(key, snapshot, address, words, port, protocol)
-    if service is NULL and unlikely(snapshot.networks):
-        service = network_find(key, snapshot, address, words)
     return service
 
 
