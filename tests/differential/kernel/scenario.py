@@ -7,6 +7,7 @@ import struct
 from bisect import insort
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
+from math import ceil
 from typing import Any
 
 import wire
@@ -103,12 +104,13 @@ def assert_same(scenario: Scenario, kernel: Result, ours: Result, release: str =
     """Compare step by step, with a kernel of a release. What may differ: numbers that a packet's
     maker draws (`comparable_packet`), a second of a timeout, and what the scenario says.
     """
+    slack = 1 + ceil(longest_step(scenario, kernel) - 0.5)
     for index, step in enumerate(scenario.steps):
-        theirs, mine = comparable(step, kernel[index][1], ours[index][1])
+        theirs, mine = comparable(step, kernel[index][1], ours[index][1], slack)
         where = f"{scenario}, step {index}: {' '.join(map(str, step))[:200]}"
         expected, why, until = scenario.differences.get(index, (None, "", ""))
         if why and (not until or numbers(release) < numbers(until)):
-            wanted, got = comparable(step, expected, ours[index][1])
+            wanted, got = comparable(step, expected, ours[index][1], slack)
             assert got == wanted, f"{where} ({why})"
             assert mine != theirs, f"{where}: no longer differs ({why})"
         else:
@@ -120,8 +122,25 @@ def numbers(release: str) -> list[int]:
     return [int(number) for number in re.match(r"[\d.]*", release)[0].split(".") if number]
 
 
-def comparable(step: list[Any], theirs: Outcome, mine: Outcome) -> tuple[Outcome, Outcome]:
-    """Two outcomes of a step, without what may differ."""
+def longest_step(scenario: Scenario, kernel: Result) -> float:
+    """Seconds, of the steps whose time counts. A packet came at some time of its step: that is
+    milliseconds, or more where the guest itself had to wait for a processor.
+    """
+    starts = [second for second, _ in kernel]
+    return max(
+        (
+            end - start
+            for (kind, *_), start, end in zip(scenario.steps, starts, starts[1:], strict=False)
+            if kind in ("send", "pieces", "connections")
+        ),
+        default=0.0,
+    )
+
+
+def comparable(
+    step: list[Any], theirs: Outcome, mine: Outcome, slack: int = 1
+) -> tuple[Outcome, Outcome]:
+    """Two outcomes of a step, without what may differ: timeouts, by ``slack`` seconds."""
     if step[0] == "send":
         pairs = [_packets(step[1], *pair) for pair in zip(theirs, mine, strict=True)]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -129,8 +148,8 @@ def comparable(step: list[Any], theirs: Outcome, mine: Outcome) -> tuple[Outcome
         return whole(theirs), whole(mine)
     if step[0] == "connections":
         theirs = [row for row in theirs if row[4] != GIVEN_UP]
-        mine = [_within_a_second(row, theirs) for row in mine]
-        return sorted(_lasting(theirs, mine)), sorted(_lasting(mine, theirs))
+        mine = [_near(row, theirs, slack) for row in mine]
+        return sorted(_lasting(theirs, mine, slack)), sorted(_lasting(mine, theirs, slack))
     if step[0] in ("services", "counters"):
         return sorted(theirs), sorted(mine)
     return theirs, mine
@@ -219,14 +238,14 @@ def _unwrapped(came: tuple[str, bytes]) -> tuple[str, bytes]:
     return side, data[at:]
 
 
-def _within_a_second(row: list[Any], others: Iterable[list[Any]]) -> list[Any]:
-    """The row of the others that says the same, give or take a second; or the row itself."""
-    return next((o for o in others if o[:-1] == row[:-1] and abs(o[-1] - row[-1]) <= 1), row)
+def _near(row: list[Any], others: Iterable[list[Any]], slack: int) -> list[Any]:
+    """The row of the others that says the same, give or take seconds; or the row itself."""
+    return next((o for o in others if o[:-1] == row[:-1] and abs(o[-1] - row[-1]) <= slack), row)
 
 
-def _lasting(rows: list[list[Any]], others: list[list[Any]]) -> list[list[Any]]:
-    """Without what ends in this second, and has ended for the others."""
-    return [row for row in rows if row[-1] > 1 or row in others]
+def _lasting(rows: list[list[Any]], others: list[list[Any]], slack: int) -> list[list[Any]]:
+    """Without what ends at this time, and has ended for the others."""
+    return [row for row in rows if row[-1] > slack or row in others]
 
 
 def comparable_packet(packet: bytes) -> bytes:
