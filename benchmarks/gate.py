@@ -3,7 +3,7 @@
 Ratios to the C loop within one run; nothing is compared with an earlier run. Neighbours can only
 make a case look slower, and do so for tens of seconds: the tables of 10,000 services live in the
 cache that is shared with them, those of the C loop do not. So a case that misses is measured again,
-and the best of fifteen tries counts.
+and the best of five tries counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from .cases import Hit, Measured, NewConnection, measure
 from .table import CONNECTIONS, HIT_MAX, NEW_MAX, NEW_SPREAD_MAX, SERVICES
 
-TRIES = 15
+TRIES = 5
 
 
 def hits() -> list[str]:
