@@ -271,6 +271,11 @@ class Sync:
         return error if isinstance(error, Exception) else None
 
     @property
+    def node(self) -> NodeContext:
+        """The node, as settings and sources say it."""
+        return self._tracker.node
+
+    @property
     def is_eligible(self) -> bool:
         """Whether load balancers may send to this node, as its Node says."""
         return self._tracker.is_eligible
@@ -311,7 +316,7 @@ class Sync:
         ]
 
     def _endpoints(self, ref: ServiceRef) -> dict[PortKey, list[EndpointInfo]]:
-        return endpoints_by_port(self._tracker.state.slices(ref), self._tracker.node.name)
+        return endpoints_by_port(self._tracker.state.slices(ref), self._tracker.node)
 
     def _status(self, ref: ServiceRef) -> ServiceStatus:
         groups = self._endpoints(ref).values()

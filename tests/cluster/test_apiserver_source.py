@@ -19,16 +19,28 @@ import pytest
 from controlplane import ControlPlane
 from relay import Relay
 
-from svcdp.kube import ApiServerSource
+from svcdp.kube import ApiServerSource, NodeContext
 from svcdp.kube.client import Client
 from svcdp.kube.decode import decode_value
 from svcdp.kube.health import is_eligible
-from svcdp.kube.model import HIDING_LABELS, Node, Object, ObjectKey
+from svcdp.kube.model import (
+    HEADLESS_LABEL,
+    PROXY_NAME_LABEL,
+    Node,
+    Object,
+    ObjectKey,
+    ServiceCIDR,
+)
+from svcdp.kube.own import informed
 
 DEADLINE = 20.0
-READS = "services,endpointslices.discovery.k8s.io"
+READS = "services,endpointslices.discovery.k8s.io,servicecidrs.networking.k8s.io"
 RETRY = (0.05, 0.5)
-PATHS = ("/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices")
+PATHS = (
+    "/api/v1/services",
+    "/apis/discovery.k8s.io/v1/endpointslices",
+    "/apis/networking.k8s.io/v1/servicecidrs",
+)
 
 
 class Follower:
@@ -105,7 +117,7 @@ def of_server(plane: ControlPlane) -> dict[ObjectKey, Object]:
         found.key: found
         for path in PATHS
         for found in decode_value(plane.get(path))
-        if not set(found.metadata.labels or ()) & set(HIDING_LABELS)
+        if not set(found.metadata.labels or ()) & {HEADLESS_LABEL, PROXY_NAME_LABEL}
     }
 
 
@@ -140,9 +152,9 @@ def test_follows_what_kubectl_does(plane: ControlPlane) -> None:
         plane.apply(endpoint_slice("web-1", "web", "10.1.0.1"))
         follower.until(lambda: follower.names() == {"web", "web-1"})
         # As a label of somebody else's proxy comes and goes, so does the Service.
-        kubectl("label", "service", "web", f"{HIDING_LABELS[0]}=other")
+        kubectl("label", "service", "web", f"{PROXY_NAME_LABEL}=other")
         follower.until(lambda: follower.names() == {"web-1"})
-        kubectl("label", "service", "web", f"{HIDING_LABELS[0]}-")
+        kubectl("label", "service", "web", f"{PROXY_NAME_LABEL}-")
         follower.until(lambda: follower.names() == {"web", "web-1"})
         kubectl("patch", "service", "web", "-p", '{"spec":{"type":"NodePort"}}')
         until_equal(plane, follower)
@@ -192,7 +204,7 @@ def test_connections_that_are_cut_or_silent_lose_nothing(plane: ControlPlane, re
 
 def test_who_may_not_is_told_what_to_grant(plane: ControlPlane) -> None:
     with Follower(plane.kubeconfig("restricted")) as follower:
-        follower.until(lambda: len(follower.errors()) == 2)
+        follower.until(lambda: len(follower.errors()) == 3)
         text = follower.errors()[0]
         assert "cannot list services" in text
         assert 'User "restricted"' in text
@@ -298,3 +310,40 @@ def test_follows_the_own_node_alone(plane: ControlPlane) -> None:
         assert (node.metadata.labels or {})["topology.kubernetes.io/zone"] == "a"
         plane.kubectl("delete", "node", "n1")
         follower.until(lambda: own not in follower.objects)
+
+
+def test_follows_the_addresses_and_networks_of_a_cluster(plane: ControlPlane) -> None:
+    """What the Node and the ServiceCIDRs say, as a real server writes it."""
+    spec = {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"]}
+    plane.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": spec})
+    given = NodeContext("n1", ["192.0.2.9", "192.0.2.1"], detect_local="NodeCIDR")
+
+    def known(follower: Follower) -> NodeContext:
+        own = follower.objects.get(ObjectKey("Node", "", "n1"))
+        cidrs = [each for each in follower.objects.values() if isinstance(each, ServiceCIDR)]
+        return informed(given, own if isinstance(own, Node) else None, cidrs)
+
+    with Follower(plane.kubeconfig(), node_name="n1") as follower:
+        follower.until(lambda: known(follower).service_cidrs == ("10.96.0.0/12",))
+        assert known(follower).pod_cidrs == ("10.1.0.0/24",)
+        addresses = [{"type": "InternalIP", "address": "192.0.2.1"}]
+        patch = json.dumps({"status": {"addresses": addresses}})
+        plane.kubectl("patch", "node", "n1", "--subresource=status", "-p", patch)
+        follower.until(lambda: known(follower).primary_address("IPv4") == "192.0.2.1")
+        more = {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR"}
+        plane.apply({**more, "metadata": {"name": "more"}, "spec": {"cidrs": ["10.200.0.0/16"]}})
+        follower.until(lambda: "10.200.0.0/16" in known(follower).service_cidrs)
+
+
+def test_a_named_proxy_follows_what_has_its_name(plane: ControlPlane) -> None:
+    kubectl = plane.kubectl
+    with Follower(plane.kubeconfig(), service_proxy_name="svcdp") as follower:
+        plane.apply(service("web", "10.96.0.80"), endpoint_slice("web-1", "web", "10.1.0.1"))
+        kubectl("label", "service,endpointslice", "--all", f"{PROXY_NAME_LABEL}=svcdp")
+        follower.until(lambda: follower.names() == {"web", "web-1"})
+        kubectl("label", "service", "web", "--overwrite", f"{PROXY_NAME_LABEL}=other")
+        follower.until(lambda: follower.names() == {"web-1"})
+        kubectl("label", "service", "web", "--overwrite", f"{PROXY_NAME_LABEL}=svcdp")
+        follower.until(lambda: follower.names() == {"web", "web-1"})
+        kubectl("label", "service", "web", f"{PROXY_NAME_LABEL}-")
+        follower.until(lambda: follower.names() == {"web-1"})

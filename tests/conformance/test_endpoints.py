@@ -212,6 +212,37 @@ OBJECTS = [
 del _no_namespace["metadata"]["namespace"]
 
 
+NAME = "service.kubernetes.io/service-proxy-name"
+PROXY_NAMES = [
+    # the proxy's name, labels of Service and slice, who serves
+    case("no name and no label", "", {}, {}, ["10.1.0.1:8080"]),
+    case("a name and no label", "svcdp", {}, {}, None),
+    case("both have the name", "svcdp", {NAME: "svcdp"}, {NAME: "svcdp"}, ["10.1.0.1:8080"]),
+    case("the name is on the Service alone", "svcdp", {NAME: "svcdp"}, {}, []),
+    case("another name", "svcdp", {NAME: "other"}, {NAME: "other"}, None),
+    case("a name within the name", "svcdp", {NAME: "svcdp2"}, {NAME: "svcdp"}, None),
+    case(
+        "headless all the same",
+        "svcdp",
+        {NAME: "svcdp", "service.kubernetes.io/headless": ""},
+        {NAME: "svcdp"},
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "on_service", "on_slice", "expected"), PROXY_NAMES)
+def test_which_services_a_named_proxy_serves(
+    name: str,
+    on_service: dict[str, str],
+    on_slice: dict[str, str],
+    expected: list[str] | None,
+) -> None:
+    objects = [service(labels=on_service), endpoints(A, labels=on_slice)]
+    found = resolve(objects, NodeContext(name="n1", service_proxy_name=name))
+    assert summary(found) == ({} if expected is None else {WEB: expected})
+
+
 @pytest.mark.parametrize(("objects", "expected"), OBJECTS)
 def test_objects(node: NodeContext, objects: list, expected: dict) -> None:
     assert summary(resolve(objects, node)) == expected

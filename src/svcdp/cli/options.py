@@ -15,8 +15,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 OFFLINE = (
     "addresses",
+    "primary_addresses",
     "pod_cidrs",
     "service_cidrs",
+    "service_proxy_name",
+    "scheduler",
     "node_port_addresses",
     "masquerade_all",
     "masquerade_ports",

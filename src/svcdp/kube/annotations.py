@@ -135,7 +135,7 @@ def read_annotations(
             problems.append(annotation_problem(service, name, message))
             return default
 
-    scheduler = take("scheduler", _choice(node.schedulers, "rr"), "rr")
+    scheduler = take("scheduler", _choice(node.schedulers, node.scheduler), node.scheduler)
     kind = take("tunnel-type", _choice(("ipip", "gre", "gue")), "ipip")
     thresholds: dict[str, int] = take("thresholds", _thresholds, {}, "there are none")
     annotations = Annotations(

@@ -8,7 +8,16 @@ from collections.abc import AsyncIterator, Mapping
 
 from svcdp.errors import SvcdpError
 from svcdp.kube.decode import decode_json
-from svcdp.kube.model import HIDING_LABELS, EndpointSlice, Node, Object, ObjectKey, Service
+from svcdp.kube.model import (
+    HEADLESS_LABEL,
+    PROXY_NAME_LABEL,
+    EndpointSlice,
+    Node,
+    Object,
+    ObjectKey,
+    Service,
+    ServiceCIDR,
+)
 from svcdp.kube.reflector import SILENCE, Reflector, Requests, Resource
 from svcdp.kube.state import Change
 
@@ -16,13 +25,14 @@ __all__ = ["ApiServerSource"]
 
 log = logging.getLogger(__name__)
 
-VISIBLE = {"labelSelector": ",".join(f"!{label}" for label in HIDING_LABELS)}
-"""Objects with these labels are somebody else's: a label that comes or goes is a change."""
-
 
 class ApiServerSource:
-    """The Services and EndpointSlices of all namespaces, and the Node called ``node_name`` ("":
-    none), followed.
+    """The Services and EndpointSlices of all namespaces, ServiceCIDRs, and the Node called
+    ``node_name`` ("": none), followed.
+
+    With a ``service_proxy_name`` those that a label gives to the proxy of that name, else those
+    without such a label: a label that comes or goes is a change. ServiceCIDRs are then not asked
+    for, nor missed where the server has none or does not tell.
 
     ``client`` is a :class:`svcdp.kube.client.Client`; it is not closed. Between two batches of
     changes are at least ``min_period`` seconds; in a batch is only what became of each object.
@@ -37,6 +47,7 @@ class ApiServerSource:
         name: str = "",
         *,
         node_name: str = "",
+        service_proxy_name: str = "",
         min_period: float = 1.0,
         retry: tuple[float, float] = (0.5, 30.0),
         silence: float = SILENCE,
@@ -58,19 +69,33 @@ class ApiServerSource:
                 page=page,
             )
 
+        named = f"!{PROXY_NAME_LABEL}"
+        if service_proxy_name:
+            named = f"{PROXY_NAME_LABEL}={service_proxy_name}"
+        visible = {"labelSelector": f"{named},!{HEADLESS_LABEL}"}
         resources: list[Resource[Object]] = [
-            Resource("services", "Service", "/api/v1/services", _service, VISIBLE),
+            Resource("services", "Service", "/api/v1/services", _service, visible),
             Resource(
                 "endpointslices.discovery.k8s.io",
                 "EndpointSlice",
                 "/apis/discovery.k8s.io/v1/endpointslices",
                 _slice,
-                VISIBLE,
+                visible,
             ),
         ]
         if node_name:
             own = {"fieldSelector": f"metadata.name={node_name}"}
             resources.append(Resource("nodes", "Node", "/api/v1/nodes", _node, own))
+        if not service_proxy_name:
+            resources.append(
+                Resource(
+                    "servicecidrs.networking.k8s.io",
+                    "ServiceCIDR",
+                    "/apis/networking.k8s.io/v1/servicecidrs",
+                    _service_cidr,
+                    optional=True,
+                )
+            )
         self._reflectors = tuple(map(reflect, resources))
 
     @property
@@ -139,3 +164,7 @@ def _slice(data: bytes) -> EndpointSlice:
 
 def _node(data: bytes) -> Node:
     return decode_json(data, Node)
+
+
+def _service_cidr(data: bytes) -> ServiceCIDR:
+    return decode_json(data, ServiceCIDR)

@@ -30,19 +30,21 @@ class NodeContext:
     """A node, as far as it matters to Services. A bad value raises ConfigError.
 
     ``addresses`` are all addresses of the node and ``primary_addresses`` the one of each
-    family that it is known by (None: the first of each family). Traffic that does not come
-    from ``pod_cidrs`` is masqueraded on its way to a cluster IP; where a family has none,
-    nothing is. ``detect_local`` tells what these CIDRs are: of all Pods (``ClusterCIDR``) or
-    of this node's (``NodeCIDR``). With ``BridgeInterface`` and ``InterfaceNamePrefix`` Pods of
-    this node are told by the interface that their packets come in by, whatever their address:
-    somebody puts the bit ``pod_mark`` into the firewall mark of these.
+    family that it is known by (of a family that they lack, the first of ``addresses``).
+    Traffic that does not come from ``pod_cidrs`` is masqueraded on its way to a cluster IP;
+    where a family has none, nothing is. ``detect_local`` tells what these CIDRs are: of all Pods
+    (``ClusterCIDR``) or of this node's (``NodeCIDR``). With ``BridgeInterface`` and
+    ``InterfaceNamePrefix`` Pods of this node are told by the interface that their packets come in
+    by, whatever their address: somebody puts the bit ``pod_mark`` into the firewall mark of these.
     ``service_cidrs`` are where cluster IPs are: what no Service has there is turned away. Without
-    them it passes.
+    them it passes. With a ``service_proxy_name`` only Services whose label
+    ``service.kubernetes.io/service-proxy-name`` has this value count, else those without it.
     ``node_port_addresses`` are CIDRs whose addresses of this node serve node ports. A family
     of which they hold none is not restricted; no CIDRs at all or the word ``primary`` mean
     the primary addresses (kube-proxy's nftables mode). Loopback serves them only with
     ``localhost_node_ports``.
-    ``schedulers`` and ``methods`` are the values that annotations of a Service may have.
+    ``scheduler`` is that of Services whose annotations name none; ``schedulers`` and ``methods``
+    are the values that annotations may have.
     """
 
     name: str = ""
@@ -58,6 +60,8 @@ class NodeContext:
     localhost_node_ports: bool = False
     masquerade_all: bool = False
     service_cidrs: Iterable[str] = ()
+    service_proxy_name: str = ""
+    scheduler: str = "rr"
     schedulers: Iterable[str] = SCHEDULERS
     methods: Iterable[str] = frozenset((ForwardMethod.MASQ, ForwardMethod.TUNNEL, ForwardMethod.DR))
 
@@ -82,6 +86,9 @@ class NodeContext:
             words = _cidrs("node_port_addresses", words)
         self._set("node_port_addresses", words)
         self._set("schedulers", frozenset(_texts("schedulers", self.schedulers)))
+        if self.scheduler not in self.schedulers:
+            known = ", ".join(sorted(self.schedulers))
+            raise ConfigError(f"scheduler {self.scheduler!r} is none of {known}")
         self._set("methods", frozenset(_texts("methods", self.methods)))
 
     def _set(self, name: str, value: object) -> None:
@@ -111,11 +118,9 @@ class NodeContext:
 
     @cached_property
     def _primary(self) -> dict[IPFamily, str]:
-        candidates = self.primary_addresses
-        if candidates is None:
-            candidates = (address for address in self.addresses if not _is_loopback(address))
+        others = (address for address in self.addresses if not _is_loopback(address))
         primary: dict[IPFamily, str] = {}
-        for address in candidates:
+        for address in (*(self.primary_addresses or ()), *others):
             primary.setdefault(family_of(address), address)
         return primary
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -24,23 +24,27 @@ from svcdp.kube.model import (
     Object,
     ObjectKey,
     Service,
+    ServiceCIDR,
     family_of,
     parse_address,
+    parse_cidr,
 )
 
 __all__ = ["Decoded", "decode", "decode_json", "decode_value"]
 
-_Record = TypeVar("_Record", Service, EndpointSlice, Node)
+_Record = TypeVar("_Record", Service, EndpointSlice, Node, ServiceCIDR)
 _Kind = tuple[str, str]
 _LineOf = Callable[[str], int]  # field path -> line
 
 _SERVICE: _Kind = ("v1", "Service")
 _SLICE: _Kind = ("discovery.k8s.io/v1", "EndpointSlice")
 _NODE: _Kind = ("v1", "Node")
-_TYPES: dict[_Kind, type[Service] | type[EndpointSlice] | type[Node]] = {
+_SERVICE_CIDR: _Kind = ("networking.k8s.io/v1", "ServiceCIDR")
+_TYPES: dict[_Kind, type[Object]] = {
     _SERVICE: Service,
     _SLICE: EndpointSlice,
     _NODE: Node,
+    _SERVICE_CIDR: ServiceCIDR,
 }
 # Items of a typed list have no kind of their own when the API server writes them.
 _LISTS: dict[_Kind, _Kind | None] = {
@@ -48,6 +52,7 @@ _LISTS: dict[_Kind, _Kind | None] = {
     ("v1", "ServiceList"): _SERVICE,
     ("discovery.k8s.io/v1", "EndpointSliceList"): _SLICE,
     ("v1", "NodeList"): _NODE,
+    ("networking.k8s.io/v1", "ServiceCIDRList"): _SERVICE_CIDR,
 }
 
 # Of what `parse_address` takes, that which ip_vs_ctl.c, ip_vs_add_dest, refuses as a server's.
@@ -219,6 +224,18 @@ def _problems(found: Object) -> Iterator[tuple[str, str]]:
         for index, endpoint in enumerate(found.endpoints or ()):
             for address in endpoint.addresses[:1]:
                 yield from _server_problems(f".endpoints[{index}].addresses[0]", address)
+    elif isinstance(found, Node) and found.spec:
+        yield from _cidr_problems(".spec.podCIDRs", found.spec.pod_cidrs)
+    elif isinstance(found, ServiceCIDR) and found.spec:
+        yield from _cidr_problems(".spec.cidrs", found.spec.cidrs)
+
+
+def _cidr_problems(path: str, texts: Iterable[str] | None) -> Iterator[tuple[str, str]]:
+    for index, text in enumerate(texts or ()):
+        try:
+            parse_cidr(text)
+        except ManifestError as error:
+            yield f"{path}[{index}]", error.message
 
 
 def _address_problems(path: str, text: str) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from svcdp.kube.context import NodeContext
 from svcdp.kube.model import (
     Endpoint,
     EndpointConditions,
@@ -52,7 +53,7 @@ class EndpointInfo(msgspec.Struct, frozen=True, gc=False):
 
 
 def endpoints_by_port(
-    slices: Iterable[EndpointSlice], node_name: str
+    slices: Iterable[EndpointSlice], node: NodeContext
 ) -> dict[PortKey, list[EndpointInfo]]:
     """All endpoints of a Service's slices, each once, sorted as kube-proxy sorts: as text.
 
@@ -62,7 +63,7 @@ def endpoints_by_port(
     groups: dict[PortKey, dict[str, EndpointInfo]] = {}
     for endpoint_slice in slices:
         family = endpoint_slice.address_type
-        if family == "FQDN" or endpoint_slice.metadata.hidden:
+        if family == "FQDN" or endpoint_slice.metadata.hidden_from(node.service_proxy_name):
             continue
         for port in endpoint_slice.ports or ():
             if port.name is None or not port.port:
@@ -74,7 +75,7 @@ def endpoints_by_port(
                 address = parse_address(endpoint.addresses[0])
                 if family_of(address) != family:
                     continue
-                info = _info(endpoint, address, port.port, node_name)
+                info = _info(endpoint, address, port.port, node.name)
                 text = f"[{address}]:{port.port}" if family == "IPv6" else f"{address}:{port.port}"
                 other = group.get(text)
                 if other is None or (info.local and not other.local):

@@ -51,9 +51,9 @@ def local_endpoints(
     spec = service.spec
     internal = spec.internal_traffic_policy == "Local"
     external = spec.external_traffic_policy == "Local" and _faces_outside(service)
-    if not (internal or external) or not _is_proxied(service):
+    if not (internal or external) or not _is_proxied(service, node):
         return _NOTHING
-    groups = endpoints_by_port(slices, node.name)
+    groups = endpoints_by_port(slices, node)
     lacking = any(
         sets.has_any and not sets.local
         for sets in (endpoint_sets(groups.get(key, ()), node) for key in _ports(service))
@@ -77,10 +77,10 @@ def is_eligible(node: Node | None) -> bool:
     return not any(taint.key == DRAINING_TAINT for taint in taints)
 
 
-def _is_proxied(service: Service) -> bool:
+def _is_proxied(service: Service, node: NodeContext) -> bool:
     spec = service.spec
     return (
-        not service.metadata.hidden
+        not service.metadata.hidden_from(node.service_proxy_name)
         and spec.type != "ExternalName"
         and spec.cluster_ip not in (None, "", "None")
     )

@@ -23,10 +23,12 @@ __all__ = [
     "EndpointPort",
     "EndpointSlice",
     "Node",
+    "NodeAddress",
     "Object",
     "ObjectKey",
     "ObjectMeta",
     "Service",
+    "ServiceCIDR",
     "ServicePort",
     "ServiceRef",
     "parse_address",
@@ -34,8 +36,10 @@ __all__ = [
 ]
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
-# Objects with one of these labels, whatever its value, are for somebody else's proxy.
-HIDING_LABELS = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
+# Objects with one of these labels, whatever its value, are for somebody else's proxy, unless the
+# first one names this proxy.
+PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
+HEADLESS_LABEL = "service.kubernetes.io/headless"
 
 _SUBDOMAIN = msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)
 _LABEL_OR_EMPTY = msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$", max_length=63)
@@ -86,12 +90,16 @@ class ObjectMeta(_Record, frozen=True):
     annotations: dict[str, str] | None = None
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
+    uid: str | None = None
 
-    @property
-    def hidden(self) -> bool:
-        """Whether a label makes the object invisible to this proxy."""
-        labels = self.labels
-        return labels is not None and any(label in labels for label in HIDING_LABELS)
+    def hidden_from(self, proxy_name: str) -> bool:
+        """Whether labels make the object invisible to the proxy of that name ("": the default
+        one).
+        """
+        labels = self.labels or {}
+        if HEADLESS_LABEL in labels:
+            return True
+        return labels.get(PROXY_NAME_LABEL) != (proxy_name or None)
 
 
 class ServicePort(_Record, frozen=True):
@@ -249,13 +257,29 @@ class NodeSpec(_Record, frozen=True):
     """What is wanted of a node."""
 
     taints: tuple[Taint, ...] | None = None
+    pod_cidr: str | None = msgspec.field(name="podCIDR", default=None)
+    pod_cidrs: tuple[str, ...] | None = msgspec.field(name="podCIDRs", default=None)
+
+
+class NodeAddress(_Record, frozen=True):
+    """One way to reach a node: ``InternalIP``, ``ExternalIP``, ``Hostname``..."""
+
+    type: str
+    address: str
+
+
+class NodeStatus(_Record, frozen=True):
+    """What has become of a node."""
+
+    addresses: tuple[NodeAddress, ...] | None = None
 
 
 class Node(_Record, frozen=True):
-    """A ``v1`` Node, as far as load balancers are told of it."""
+    """A ``v1`` Node, as far as its Service proxy and load balancers are told of it."""
 
     metadata: ObjectMeta
     spec: NodeSpec | None = None
+    status: NodeStatus | None = None
 
     @property
     def key(self) -> ObjectKey:
@@ -268,7 +292,30 @@ class Node(_Record, frozen=True):
         return None
 
 
-Object = Service | EndpointSlice | Node
+class ServiceCIDRSpec(_Record, frozen=True):
+    """One network of each IP family at most."""
+
+    cidrs: tuple[str, ...] | None = None
+
+
+class ServiceCIDR(_Record, frozen=True):
+    """A ``networking.k8s.io/v1`` ServiceCIDR: where cluster IPs are (KEP-1880)."""
+
+    metadata: ObjectMeta
+    spec: ServiceCIDRSpec | None = None
+
+    @property
+    def key(self) -> ObjectKey:
+        """What identifies it among all objects."""
+        return ObjectKey("ServiceCIDR", "", self.metadata.name)
+
+    @property
+    def ref(self) -> None:
+        """It belongs to no Service."""
+        return None
+
+
+Object = Service | EndpointSlice | Node | ServiceCIDR
 
 
 def parse_address(text: str) -> str:

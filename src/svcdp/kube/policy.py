@@ -68,7 +68,11 @@ def other_ports(address: str, name: str) -> ServiceSpec:
 
 
 def unallocated(node: NodeContext) -> list[ServiceSpec]:
-    """What no Service has of the networks of cluster IPs: nobody is there, so silence."""
+    """What no Service has of the networks of cluster IPs: nobody is there, so silence. Beside
+    another proxy it is not known what is there.
+    """
+    if node.service_proxy_name:
+        return []
     return [
         ServiceSpec(cidr, 0, "any", name=f"{cidr} (unallocated)", rules=_SILENT)
         for cidr in node.service_cidrs

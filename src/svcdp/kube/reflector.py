@@ -13,7 +13,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from svcdp.errors import ManifestError, SourceError
+from svcdp.errors import ManifestError, SourceError, SvcdpError
 from svcdp.kube.model import ObjectKey
 
 __all__ = ["ApiError", "Reflector", "Requests", "Resource"]
@@ -22,6 +22,8 @@ PAGE = 500  # objects of a page of a list, as kubectl and client-go have it
 WATCH_TIME = (300, 600)  # seconds after which the server ends a watch; spreads the load
 SILENCE = 90.0  # seconds without a byte of a watch; bookmarks come once a minute
 GONE = 410
+FORBIDDEN, ABSENT = 403, 404
+ABSENT_RETRY = 300.0  # seconds until a resource that the server does not know is asked for again
 
 Record = TypeVar("Record")
 _Anything = TypeVar("_Anything")
@@ -49,13 +51,16 @@ class Requests(Protocol):
 
 
 class Resource(NamedTuple, Generic[Record]):
-    """A kind, as the API has it. ``decode`` raises ManifestError."""
+    """A kind, as the API has it. ``decode`` raises ManifestError. Of an ``optional`` one there may
+    be none: an old server does not know it, or one does not tell.
+    """
 
     name: str
     kind: str
     path: str
     decode: Callable[[bytes], Record]
     selectors: Mapping[str, str] = {}
+    optional: bool = False
 
 
 class _Named(msgspec.Struct, gc=False):
@@ -121,13 +126,13 @@ class Reflector(Generic[Record]):
         self._version = ""  # of what was taken; "": list first
         self._known: set[ObjectKey] = set()
         self._bad: dict[ObjectKey, ManifestError] = {}
-        self._lost: ApiError | None = None
+        self._lost: SvcdpError | None = None
         self._progress = False
         #: Whether all objects have been listed once.
         self.listed = False
 
     @property
-    def errors(self) -> tuple[ManifestError | SourceError, ...]:
+    def errors(self) -> tuple[SvcdpError, ...]:
         """What is wrong now. An object that cannot be read counts as it was before."""
         bad = tuple(self._bad[key] for key in sorted(self._bad))
         return (*bad, self._lost) if self._lost else bad
@@ -145,6 +150,9 @@ class Reflector(Generic[Record]):
             except ApiError as error:
                 if _is_gone(error):
                     self._version = ""
+                elif self._resource.optional and error.status in (FORBIDDEN, ABSENT):
+                    self._do_without(error)
+                    wait = ABSENT_RETRY if error.status == ABSENT else 0.0
                 else:
                     self._fail(error)
                     wait = error.retry_after
@@ -261,13 +269,20 @@ class Reflector(Generic[Record]):
 
     def _explained(self, verb: str, error: ApiError) -> ApiError:
         text = f"cannot {verb} {self._resource.name}: {error}"
-        if error.status == 403:
+        if error.status == FORBIDDEN:
             text += f" (grant the verbs list and watch on {self._resource.name})"
         return ApiError(text, status=error.status, retry_after=error.retry_after)
 
     def _fail(self, error: ApiError) -> None:
         if str(error) != str(self._lost):
             self._lost = error
+            self._tell()
+
+    def _do_without(self, error: ApiError) -> None:
+        """There are none. That one may not know is a problem, but none of the source's."""
+        self._replace((), "")
+        if error.status != ABSENT:
+            self._lost = SvcdpError(str(error))
             self._tell()
 
     def _recover(self) -> None:

@@ -30,6 +30,7 @@ from svcdp.kube.model import (
     family_of,
     parse_address,
 )
+from svcdp.kube.own import informed
 from svcdp.kube.policy import (
     MASQUERADED,
     cluster_ip_rules,
@@ -80,7 +81,8 @@ class Resolved:
 def resolve(objects: Iterable[Object | Mapping[str, Any]], node: NodeContext) -> list[ServiceSpec]:
     """What ``node`` has to do for these objects: manifests as dicts, or model records.
 
-    Other kinds are ignored, a List stands for its items. Raises ManifestError for an object
+    The node's own Node and ServiceCIDRs say of it what ``node`` does not. Other kinds are ignored,
+    a List stands for its items. Raises ManifestError for an object
     that is none.
     """
     return resolve_all(objects, node).specs
@@ -97,6 +99,7 @@ def resolve_all(objects: Iterable[Object | Mapping[str, Any]], node: NodeContext
             found[record.key] = record
     state = State()
     state.apply(0, "", Change(objects=tuple(found.values())))
+    node = informed(node, state.nodes.get(node.name), state.service_cidrs.values())
     claims = Claims()
     for ref, service in sorted(state.services.items()):
         resolved = resolve_service(service, state.slices(ref), node)
@@ -115,7 +118,9 @@ def resolve_service(
 ) -> Resolved:
     """What one Service wants of ``node``; ``slices`` are those that carry its name."""
     spec = service.spec
-    if service.metadata.hidden or spec.type == "ExternalName" or spec.cluster_ip == "None":
+    if service.metadata.hidden_from(node.service_proxy_name):
+        return Resolved()
+    if spec.type == "ExternalName" or spec.cluster_ip == "None":
         return Resolved()
     if not spec.cluster_ip:
         return Resolved(problems=[service.problem("spec.clusterIP", "missing; nothing is served")])
@@ -124,7 +129,7 @@ def resolve_service(
     if len(addresses) < len(spec.cluster_ips or ()):
         served = ", ".join(addresses.values()) or "none"
         problems.append(service.problem("spec.ipFamilies", f"of clusterIPs, it admits {served}"))
-    groups = endpoints_by_port(slices, node.name)
+    groups = endpoints_by_port(slices, node)
     resolved = Resolved(problems=problems)
     external, bad = external_addresses(service, node)
     problems += bad

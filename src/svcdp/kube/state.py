@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from svcdp.errors import ConflictError
-from svcdp.kube.model import EndpointSlice, Node, Object, ObjectKey, Service, ServiceRef
+from svcdp.kube.model import (
+    EndpointSlice,
+    Node,
+    Object,
+    ObjectKey,
+    Service,
+    ServiceCIDR,
+    ServiceRef,
+)
 
 __all__ = ["Change", "Origin", "State"]
 
@@ -33,7 +41,7 @@ class Change:
 
 
 class State:
-    """Services, EndpointSlices and Nodes, each from one or several origins.
+    """Services, EndpointSlices, Nodes and ServiceCIDRs, each from one or several origins.
 
     Where several have the same object the lowest origin's counts; the next one takes over
     when it goes. Not safe for several threads.
@@ -52,6 +60,7 @@ class State:
         self._slices: dict[ServiceRef, dict[str, EndpointSlice]] = {}
         #: By name; None: it is gone.
         self.nodes: dict[str, Node | None] = {}
+        self.service_cidrs: dict[str, ServiceCIDR] = {}
 
     @property
     def services(self) -> Mapping[ServiceRef, Service]:
@@ -129,6 +138,11 @@ class State:
         self.changed[key.kind] += 1
         if key.kind == "Node":
             self.nodes[key.name] = after if isinstance(after, Node) else None
+            return set()
+        if key.kind == "ServiceCIDR":
+            self.service_cidrs.pop(key.name, None)
+            if isinstance(after, ServiceCIDR):
+                self.service_cidrs[key.name] = after
             return set()
         touched: set[ServiceRef] = set()
         if before is not None and before.ref is not None:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from svcdp.errors import ManifestError, SvcdpError
 from svcdp.kube.claims import Claims, Key
 from svcdp.kube.context import NodeContext
 from svcdp.kube.health import HealthCheck, LocalEndpoints, is_eligible, local_endpoints
 from svcdp.kube.model import ServiceRef
+from svcdp.kube.own import informed
 from svcdp.kube.resolve import NOBODY, resolve_node, resolve_service
 from svcdp.kube.state import Change, State
 from svcdp.types import ServiceSpec
 
 __all__ = ["Tracker"]
 
-ZONE_LABEL = "topology.kubernetes.io/zone"
-
 
 class Tracker:
     """What :func:`svcdp.kube.resolve` says, kept up to date.
 
-    Only Services that a change touches are resolved again: all, when the node's zone changes,
-    which its Node tells unless ``node`` does. Not safe for several threads.
+    Only Services that a change touches are resolved again: all, when what is known of the node
+    changes, which its Node and ServiceCIDRs tell where ``node`` does not. Not safe for several
+    threads.
     """
 
     def __init__(self, node: NodeContext) -> None:
         self.node = node
-        self._zone = node.zone
+        self._given = node
+        self._heard = (0, 0)  # changes of Nodes and of ServiceCIDRs that count
         self.state = State()
         self.claims = Claims()
         self._new = self.claims.replace(NOBODY, resolve_node(node))
@@ -43,10 +43,7 @@ class Tracker:
         touched: set[ServiceRef] = set()
         for rank, source, change in changes:
             touched |= self.state.apply(rank, source, change)
-        zone = self._zone or self._own_zone()
-        if zone != self.node.zone:
-            self.node = replace(self.node, zone=zone)
-            touched |= self.state.services.keys()
+        touched |= self._listen()
         keys, self._new = self._new, set()
         for ref in touched:
             keys |= self._resolve(ref)
@@ -62,10 +59,19 @@ class Tracker:
         nodes = self.state.nodes
         return self.node.name not in nodes or is_eligible(nodes[self.node.name])
 
-    def _own_zone(self) -> str:
-        """What the Node says, where nothing else was said."""
+    def _listen(self) -> set[ServiceRef]:
+        """Take in what sources say of the node; returns the Services that it matters to."""
+        heard = (self.state.changed["Node"], self.state.changed["ServiceCIDR"])
+        if heard == self._heard:
+            return set()
+        self._heard = heard
         own = self.state.nodes.get(self.node.name)
-        return (own.metadata.labels or {}).get(ZONE_LABEL, "") if own else ""
+        node = informed(self._given, own, self.state.service_cidrs.values())
+        if node == self.node:
+            return set()
+        self.node = node
+        self._new |= self.claims.replace(NOBODY, resolve_node(node))
+        return set(self.state.services)
 
     def take_triggers(self) -> list[str]:
         """Those of :attr:`State.triggers` that are new."""

@@ -74,15 +74,33 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     ] = ()
     pod_cidrs: Annotated[
         tuple[Cidr, ...],
-        Meta(description="where Pods live; traffic from elsewhere is masqueraded where needed"),
+        Meta(
+            description="where Pods live; traffic from elsewhere is masqueraded where needed"
+            " (default with NodeCIDR: those of its Node)"
+        ),
+    ] = ()
+    primary_addresses: Annotated[
+        tuple[Address, ...],
+        Meta(description="those that it is known by, one of each family (default: its Node's)"),
     ] = ()
     service_cidrs: Annotated[
         tuple[Cidr, ...],
         Meta(
-            description="where cluster IPs are; routed, so that the node itself reaches them;"
-            " the rest of their traffic is turned away"
+            description="where cluster IPs are, besides ServiceCIDRs; routed, so that the node"
+            " itself reaches them; the rest of their traffic is turned away"
         ),
     ] = ()
+    service_proxy_name: Annotated[
+        str,
+        Meta(
+            pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$",
+            description="serve only Services whose label service.kubernetes.io/service-proxy-name"
+            " says so, beside another proxy",
+        ),
+    ] = ""
+    scheduler: Annotated[
+        str, Meta(description="scheduler of Services whose annotations name none")
+    ] = "rr"
     detect_local_mode: Annotated[
         Literal["ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"],
         Meta(

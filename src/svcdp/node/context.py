@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 
 from svcdp import schedulers
@@ -20,6 +21,8 @@ def node_context(config: NodeConfig, addresses: Sequence[str]) -> NodeContext:
     return NodeContext(
         name=config.node_name,
         addresses=tuple(addresses),
+        # Addresses that settings name come before what a Node says.
+        primary_addresses=config.primary_addresses or _first_of_each_family(config.addresses),
         zone=config.zone,
         pod_cidrs=config.pod_cidrs,
         detect_local=config.detect_local_mode,
@@ -27,5 +30,14 @@ def node_context(config: NodeConfig, addresses: Sequence[str]) -> NodeContext:
         node_port_addresses=config.node_port_addresses,
         masquerade_all=config.masquerade_all,
         service_cidrs=config.service_cidrs,
+        service_proxy_name=config.service_proxy_name,
+        scheduler=config.scheduler,
         schedulers=schedulers.names(),
     )
+
+
+def _first_of_each_family(addresses: Sequence[str]) -> tuple[str, ...] | None:
+    """None: nothing is said."""
+    others = [each for each in addresses if not ipaddress.ip_address(each).is_loopback]
+    first = {":" in address: address for address in reversed(others)}
+    return tuple(first.values()) or None

@@ -161,7 +161,11 @@ class _Daemon:
             web = Web(config, health, self._metrics, _record)
             undo.push_async_callback(web.close)
             await web.open()
-            ports = ServiceHealth(node, lambda: health.is_alive, _record)
+            ports = ServiceHealth(
+                lambda family: sync.node.node_port_addresses_of(family),
+                lambda: health.is_alive,
+                _record,
+            )
             undo.push_async_callback(ports.close)
             if config.ipvs:
                 self._ipvs = IpvsServices(mode, self._dataplane)
@@ -178,6 +182,7 @@ class _Daemon:
                     ApiServerSource(
                         self._client,
                         node_name=config.node_name,
+                        service_proxy_name=config.service_proxy_name,
                         min_period=config.min_sync_period,
                     )
                 )

@@ -6,10 +6,9 @@ import json
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
-from svcdp.kube import NodeContext
 from svcdp.kube.events import Event, Recorder
 from svcdp.kube.health import HealthCheck
-from svcdp.kube.model import ObjectKey
+from svcdp.kube.model import IPFamily, ObjectKey
 from svcdp.node.http import HttpServer, Place, Request, Response
 
 __all__ = ["ServiceHealth"]
@@ -18,13 +17,18 @@ FAILED = "FailedToStartServiceHealthcheck"
 
 
 class ServiceHealth:
-    """Answers at each Service's ``healthCheckNodePort``, at the node's addresses for node ports.
+    """Answers at each Service's ``healthCheckNodePort``, at ``addresses`` of its IP family.
 
     200 while endpoints on this node are ready and ``is_alive`` says so of the proxy; else 503.
     """
 
-    def __init__(self, node: NodeContext, is_alive: Callable[[], bool], record: Recorder) -> None:
-        self._node = node
+    def __init__(
+        self,
+        addresses: Callable[[IPFamily], Iterable[str]],
+        is_alive: Callable[[], bool],
+        record: Recorder,
+    ) -> None:
+        self._addresses = addresses
         self._is_alive = is_alive
         self._record = record
         self._server = HttpServer(self._answer)
@@ -38,7 +42,7 @@ class ServiceHealth:
         failed: dict[ObjectKey, str] = {}
         wanted: dict[Place, HealthCheck] = {}
         for check in checks:
-            for address in self._node.node_port_addresses_of(check.family):
+            for address in self._addresses(check.family):
                 holder = wanted.setdefault((address, check.port), check)
                 if holder is not check:
                     failed[_key(check)] = _failure(check, f"Service {holder.service} has it")

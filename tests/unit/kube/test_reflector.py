@@ -8,6 +8,9 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
+import pytest
+
+from svcdp.errors import SourceError
 from svcdp.kube import ApiServerSource, Change
 from svcdp.kube.reflector import ApiError
 
@@ -41,7 +44,7 @@ class FakeServer:
         self.asked: list[Mapping[str, str]] = []
 
     async def get(self, path: str, params: Mapping[str, str]) -> bytes:
-        if "endpointslices" in path:
+        if not path.endswith("/services"):
             return json.dumps(listed(1)).encode()
         self.asked.append(dict(params))
         return self._said(self.lists.pop(0))
@@ -49,7 +52,7 @@ class FakeServer:
     async def watch(
         self, path: str, params: Mapping[str, str], silence: float
     ) -> AsyncGenerator[bytes, None]:
-        if "endpointslices" not in path:
+        if path.endswith("/services"):
             self.asked.append(dict(params))
             if self.watches:
                 yield b""
@@ -179,3 +182,27 @@ def test_a_version_that_the_server_has_not_reached_is_listed_again() -> None:
     server.lists = [listed(70, service("a")), listed(30, service("b"))]
     server.watches = [[ApiError("Too large resource version: 70, current: 30", status=504)]]
     follow(server, lambda held, _: set(held) == {"b"})
+
+
+@pytest.mark.parametrize(("status", "problems"), [(404, 0), (403, 1)])
+def test_what_is_optional_may_be_missing(status: int, problems: int) -> None:
+    class OldServer(FakeServer):
+        async def get(self, path: str, params: Mapping[str, str]) -> bytes:
+            if path.endswith("/servicecidrs"):
+                raise ApiError("no", status=status)
+            return await super().get(path, params)
+
+    server = OldServer()
+    server.lists = [listed(7, service("a"))]
+    sources: list[ApiServerSource] = []
+
+    def reached(held: dict[str, Any], source: ApiServerSource) -> bool:
+        sources[:] = [source]
+        return set(held) == {"a"}
+
+    follow(server, reached)
+    errors = sources[0].errors
+    assert len(errors) == problems
+    # Nobody takes the node for one that does not know its Services.
+    assert not any(isinstance(error, SourceError) for error in errors)
+    assert all("grant the verbs list and watch on servicecidrs" in str(e) for e in errors)

@@ -26,7 +26,9 @@ class Desk:
     def __init__(self, node: NodeContext = NODE) -> None:
         self.events: list[Event] = []
         self.is_alive = True
-        self.ports = ServiceHealth(node, lambda: self.is_alive, self.events.append)
+        self.ports = ServiceHealth(
+            node.node_port_addresses_of, lambda: self.is_alive, self.events.append
+        )
 
 
 @pytest.mark.parametrize(
