@@ -17,8 +17,9 @@ from svcdp.errors import ClosedError, SourceError, SvcdpError
 from svcdp.kube.claims import Key
 from svcdp.kube.context import NodeContext
 from svcdp.kube.endpoints import EndpointInfo, PortKey, endpoints_by_port, usable_endpoints
+from svcdp.kube.events import Event, Recorder
 from svcdp.kube.health import HealthCheck
-from svcdp.kube.model import Service, ServiceRef
+from svcdp.kube.model import ObjectKey, Service, ServiceRef
 from svcdp.kube.state import Change
 from svcdp.kube.tracker import Tracker
 from svcdp.types import ServiceSpec
@@ -126,7 +127,7 @@ class Sync:
     into the next one. Nothing is sent before every source followed so far has been listed once.
     An update that raises is tried again, with all that came since, after ``retry`` seconds
     (the first wait and the longest). The mode is not closed. ``on_update`` is told of each try,
-    in the event loop's thread.
+    in the event loop's thread, and ``record`` of what is wrong with Services.
     Methods and properties are for the event loop's thread.
     """
 
@@ -137,11 +138,14 @@ class Sync:
         *,
         retry: tuple[float, float] = (0.5, 30.0),
         on_update: Callable[[Update], None] = lambda update: None,
+        record: Recorder = lambda event: None,
     ) -> None:
         self._mode = mode
         self._tracker = Tracker(node)
         self._retry = retry
         self._on_update = on_update
+        self._record = record
+        self._recorded: set[Event] = set()
         self._followed: list[_Followed] = []
         self._inbox: list[tuple[int, str, Change]] = []
         self._sent: dict[Key, ServiceSpec] = {}
@@ -288,6 +292,10 @@ class Sync:
         """As of :class:`svcdp.kube.tracker.Tracker`."""
         return self._tracker.without_local_endpoints()
 
+    def uid(self, key: ObjectKey) -> str:
+        """As of :class:`svcdp.kube.tracker.Tracker`."""
+        return self._tracker.uid(key)
+
     def services(self) -> list[ServiceStatus]:
         """All Services, by namespace and name."""
         return [self._status(ref) for ref in sorted(self._tracker.state.services)]
@@ -407,6 +415,7 @@ class Sync:
                 self._failure = None
                 self._settle(time.monotonic() - began)
                 pause = self._retry[0]
+                self._tell_events()
                 self._generation += 1
                 for followed in listed:
                     followed.in_force = True
@@ -453,6 +462,14 @@ class Sync:
         for text in self._reported.keys() - now.keys():
             log.info("no longer so: %s", text)
         self._reported = now
+
+    def _tell_events(self) -> None:
+        """Of what came up; if it goes and comes again, again."""
+        now = self._tracker.events()
+        for event in now:
+            if event not in self._recorded:
+                self._record(event)
+        self._recorded = set(now)
 
     async def _notify(self) -> None:
         async with self._progress:

@@ -22,6 +22,7 @@ from relay import Relay
 from svcdp.kube import ApiServerSource, NodeContext
 from svcdp.kube.client import Client
 from svcdp.kube.decode import decode_value
+from svcdp.kube.events import Event
 from svcdp.kube.health import is_eligible
 from svcdp.kube.model import (
     HEADLESS_LABEL,
@@ -32,6 +33,7 @@ from svcdp.kube.model import (
     ServiceCIDR,
 )
 from svcdp.kube.own import informed
+from svcdp.kube.publisher import EventPublisher
 
 DEADLINE = 20.0
 READS = "services,endpointslices.discovery.k8s.io,servicecidrs.networking.k8s.io"
@@ -347,3 +349,33 @@ def test_a_named_proxy_follows_what_has_its_name(plane: ControlPlane) -> None:
         follower.until(lambda: follower.names() == {"web", "web-1"})
         kubectl("label", "service", "web", f"{PROXY_NAME_LABEL}-")
         follower.until(lambda: follower.names() == {"web-1"})
+
+
+def test_events_are_seen_by_kubectl(plane: ControlPlane) -> None:
+    plane.apply(service("web", "10.96.0.80"))
+    made = plane.get("/api/v1/namespaces/default/services/web")
+    event = Event(ObjectKey("Service", "default", "web"), "InvalidAnnotation", "no such scheduler")
+    plane.grant("restricted", "create,patch", "events.events.k8s.io")
+    path = "/apis/events.k8s.io/v1/namespaces/default/events"
+
+    async def main() -> None:
+        client = Client(plane.kubeconfig("restricted"))
+        publisher = EventPublisher(client, "n1", lambda key: str(made["metadata"]["uid"]))
+        task = asyncio.create_task(publisher.run())
+        publisher.record(event)
+        async with asyncio.timeout(DEADLINE):
+            while not (found := (await asyncio.to_thread(plane.get, path))["items"]):
+                await asyncio.sleep(0.02)
+            publisher.record(event)
+            while "series" not in found[0]:
+                found = (await asyncio.to_thread(plane.get, path))["items"]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await client.close()
+        assert len(found) == 1
+        assert found[0]["series"]["count"] == 2
+
+    asyncio.run(main())
+    described = plane.kubectl("describe", "service", "web")
+    assert "InvalidAnnotation" in described
+    assert "no such scheduler" in described

@@ -450,3 +450,21 @@ def test_updates_say_what_changed_slices_say() -> None:
         assert [each.triggers for each in seen] == [("1",), (), (), ("2",), ()]
 
     run(test)
+
+
+def test_events_are_told_when_they_come_up() -> None:
+    async def main() -> None:
+        source, events = FakeSource(), []
+        async with Sync(FakeMode(), NodeContext(), record=events.append) as sync:
+            sync.follow(source)
+            source.say(Change(objects=objects("web1", weights="bad")))
+            await sync.ready()
+            assert [event.reason for event in events] == ["InvalidAnnotation"]
+            for number, weights in enumerate(("bad", "10.1.0.1=2", "bad"), start=1):
+                generation = sync.generation
+                source.say(Change(objects=objects("web1", "web2", weights=weights)))
+                await sync.wait(generation)
+                # Of web2 as of web1; those that are no news are not told again.
+                assert len(events) == (2, 2, 4)[number - 1]
+
+    run(main)

@@ -94,6 +94,10 @@ class Claims:
 
     def conflicts(self) -> list[ConflictError]:
         """Claims that are not in force, and who is in their way."""
+        return [error for _, error in self.contests()]
+
+    def contests(self) -> list[tuple[ServiceRef, ConflictError]]:
+        """As :meth:`conflicts`, each with who goes without."""
         errors = []
         for key in sorted(self._contested):
             if key[2] == "any":
@@ -102,8 +106,12 @@ class Claims:
             address, port, protocol = key
             where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
             errors += [
-                ConflictError(
-                    f"{protocol} {where} is held by {_title(first)}; {_title(other)} goes without"
+                (
+                    other.owner,
+                    ConflictError(
+                        f"{protocol} {where} is held by {_title(first)};"
+                        f" {_title(other)} goes without"
+                    ),
                 )
                 for other in others
             ]

@@ -78,6 +78,11 @@ class Client:
         headers = {"Content-Type": "application/json"}
         return await self._whole("POST", path, content=body, headers=headers)
 
+    async def patch(self, path: str, body: bytes) -> bytes:
+        """Merge a part of an object, in JSON, into it (RFC 7396). Raises ApiError."""
+        headers = {"Content-Type": "application/merge-patch+json"}
+        return await self._whole("PATCH", path, content=body, headers=headers)
+
     async def watch(
         self, path: str, params: Mapping[str, str], silence: float
     ) -> AsyncGenerator[bytes, None]:

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from svcdp.errors import ManifestError, SvcdpError
 from svcdp.kube.claims import Claims, Key
 from svcdp.kube.context import NodeContext
+from svcdp.kube.events import Event
 from svcdp.kube.health import HealthCheck, LocalEndpoints, is_eligible, local_endpoints
-from svcdp.kube.model import ServiceRef
+from svcdp.kube.model import ObjectKey, ServiceRef
 from svcdp.kube.own import informed
 from svcdp.kube.resolve import NOBODY, resolve_node, resolve_service
 from svcdp.kube.state import Change, State
@@ -85,6 +86,27 @@ class Tracker:
             found += self._problems[ref]
         return [*found, *self.claims.conflicts()]
 
+    def events(self) -> list[Event]:
+        """What of that those who made the objects should see."""
+        found = [
+            Event(
+                ObjectKey("Service", *ref), _reason(problem), f"{problem.field}: {problem.message}"
+            )
+            for ref, problems in self._problems.items()
+            for problem in problems
+        ]
+        return found + [
+            Event(ObjectKey("Service", *ref), "AddressConflict", str(error))
+            for ref, error in self.claims.contests()
+        ]
+
+    def uid(self, key: ObjectKey) -> str:
+        """That of a Service, or of a Node its name, as components report of Nodes."""
+        if key.kind == "Node":
+            return key.name
+        service = self.state.services.get(ServiceRef(key.namespace, key.name))
+        return (service and service.metadata.uid) or ""
+
     def health_checks(self) -> list[HealthCheck]:
         """What health-check node ports have to say; by Service."""
         return [check for _, local in sorted(self._local.items()) for check in local.checks]
@@ -112,3 +134,8 @@ class Tracker:
         if resolved.problems:
             self._problems[ref] = resolved.problems
         return self.claims.replace(ref, resolved.claims)
+
+
+def _reason(problem: ManifestError) -> str:
+    is_annotation = problem.field.startswith("$.metadata.annotations")
+    return "InvalidAnnotation" if is_annotation else "InvalidService"

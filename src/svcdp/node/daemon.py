@@ -23,6 +23,8 @@ from svcdp.io import netns
 from svcdp.io.nfqueue import QueueWorkers
 from svcdp.kube import ApiServerSource, ManifestSource
 from svcdp.kube.events import Event
+from svcdp.kube.model import ObjectKey
+from svcdp.kube.publisher import EventPublisher
 from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.node import views
 from svcdp.node.admin import AdminServer, Handler
@@ -144,12 +146,23 @@ class _Daemon:
             mode = NfqueueMode(self._dataplane, backend, capture_plan(config, addresses))
             undo.push_async_callback(self._withdraw, mode)
             node = node_context(config, addresses)
+            publisher = _publisher(self._client, config.node_name, lambda key: sync.uid(key))
+            if publisher is not None:
+                undo.push_async_callback(_end, asyncio.create_task(publisher.run()))
+
+            def record(event: Event) -> None:
+                _log(event)
+                if publisher is not None:
+                    publisher.record(event)
+
             sync = await undo.enter_async_context(
                 Sync(
                     mode,
                     node,
                     retry=(FIRST_RETRY, config.sync_retry),
                     on_update=self._metrics.observe,
+                    # Sync itself logs them, as problems.
+                    record=publisher.record if publisher is not None else lambda event: None,
                 )
             )
             health = Health(
@@ -158,13 +171,13 @@ class _Daemon:
                 lambda: sync.is_eligible,
             )
             self._metrics.watch(self._dataplane, self._workers, sync, health)
-            web = Web(config, health, self._metrics, _record)
+            web = Web(config, health, self._metrics, record)
             undo.push_async_callback(web.close)
             await web.open()
             ports = ServiceHealth(
                 lambda family: sync.node.node_port_addresses_of(family),
                 lambda: health.is_alive,
-                _record,
+                record,
             )
             undo.push_async_callback(ports.close)
             if config.ipvs:
@@ -326,8 +339,14 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)  # what ended it is in the log
 
 
-def _record(event: Event) -> None:
-    """Where there is no API server that takes events."""
+def _publisher(
+    client: Client | None, node_name: str, uid_of: Callable[[ObjectKey], str]
+) -> EventPublisher | None:
+    """Who tells the API server of events, where there is one."""
+    return None if client is None else EventPublisher(client, node_name, uid_of)
+
+
+def _log(event: Event) -> None:
     extra = {"object": str(event.regarding), "reason": event.reason}
     log.log(
         logging.WARNING if event.type == "Warning" else logging.INFO, event.message, extra=extra
