@@ -66,5 +66,5 @@ def test_the_reference_lists_the_reasons() -> None:
 
 def test_the_reference_lists_the_commands() -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
-    listed = re.findall(r"^\| `svcdp (\w+)", text, re.M)
+    listed = re.findall(r"^\| `svcdp ([\w-]+)", text, re.M)
     assert sorted(listed) == sorted(cli.list_commands(click.Context(cli)))

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from svcdp.cli.options import config_options, manifests_option, output_option
-from svcdp.cli.printers import document, table
+from svcdp.cli.printers import document, note, table
 
 __all__ = ["command"]
 
@@ -32,6 +32,8 @@ def command(output: str | None, config_file: str | None, **flags: Any) -> int:
         netns.enter(loaded.config.netns)
     checks = list(run_checks(loaded.config))
     rows = list(loaded.rows())
+    for text in loaded.notes:
+        note(text)
     if output:
         settings = [{"key": key, "value": value, "origin": origin} for key, value, origin in rows]
         found = {"checks": [asdict(check) for check in checks], "config": settings}

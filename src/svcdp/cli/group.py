@@ -14,6 +14,7 @@ __all__ = ["cli", "run"]
 
 _SUMMARIES = {
     "run": "Serve this node's Services until stopped.",
+    "kube-proxy": "Serve this node, told by kube-proxy's flags and file.",
     "check": "Say what this host can do, and the effective configuration.",
     "get": "List what a running daemon serves.",
     "ipvs": "List services as ipvsadm does; take its rules over.",
@@ -36,7 +37,9 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _SUMMARIES:
             return None
-        command: click.Command = importlib.import_module(f"svcdp.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(
+            f"svcdp.cli.{cmd_name.replace('-', '_')}"
+        ).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

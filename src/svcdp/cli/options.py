@@ -39,7 +39,7 @@ def config_options(only: Collection[str] = ()) -> Callable[[Function], Function]
             "config_file",
             metavar="FILE",
             envvar="SVCDP_CONFIG",
-            help="YAML file of kind NodeConfig.",
+            help="YAML file of kind NodeConfig, or kube-proxy's.",
         )(function)
 
     return decorate

@@ -21,11 +21,12 @@ def command(config_file: str | None, **flags: Any) -> None:
     such as SVCDP_POD_CIDRS), else from the file, else it is the default.
     """
     from svcdp.node import daemon, logs
-    from svcdp.node.config import NodeConfig, load
+    from svcdp.node.config import LoadedConfig, load
 
-    def read() -> NodeConfig:
-        return load(config_file, flags=flags).config
+    def read() -> LoadedConfig:
+        return load(config_file, flags=flags)
 
-    config = read()
-    logs.configure(config.log_level, config.log_format)
-    daemon.run(config, read)
+    loaded = read()
+    logs.configure(loaded.config.log_level, loaded.config.log_format)
+    logs.warn(loaded.notes)
+    daemon.run(loaded.config, lambda: read().config)

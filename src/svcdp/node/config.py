@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -23,6 +23,8 @@ from msgspec import Meta
 from svcdp.errors import ConfigError
 from svcdp.ipvs.sync import LENGTH_MAX, MESSAGE_MAX, MESSAGE_MIN
 from svcdp.ipvs.syncd import GROUP, PORT
+from svcdp.node import kubeproxy
+from svcdp.node.kubeproxy import Given
 from svcdp.node.values import Address, Bind, Cidr, Mark, MarkField, Range, StateTimeout, Switch
 from svcdp.types import Settings
 
@@ -289,10 +291,13 @@ def settings() -> tuple[Setting, ...]:
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A config, and for each field where its value came from."""
+    """A config, and for each field where its value came from. ``notes`` are about words of
+    kube-proxy's that change nothing.
+    """
 
     config: NodeConfig
     origins: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(key, value, origin)`` of every setting, for people."""
@@ -303,32 +308,32 @@ class LoadedConfig:
             yield setting.key, text.lower() if setting.is_switch else text, origin
 
 
-class _Given(NamedTuple):
-    """A value as it was given, and where."""
-
-    value: Any
-    origin: str
-
-
 def load(
     file: str | None = None,
     *,
     environ: Mapping[str, str] = os.environ,
     flags: Mapping[str, Any] | None = None,
+    kube_proxy: Sequence[str] | None = None,
 ) -> LoadedConfig:
     """Put a config together.
 
-    ``file`` is a path or None; ``flags`` maps field names to text (a list of texts for
-    lists, a bool for switches), None where a flag was not given.
+    ``file`` is a path or None, of a NodeConfig or a KubeProxyConfiguration; instead of it and of
+    flags there may be the arguments of ``kube_proxy``'s command line. ``flags`` maps field names
+    to text (a list of texts for lists, a bool for switches), None where a flag was not given.
     Raises :class:`svcdp.ConfigError` for the first bad key or value.
     """
-    given = _from_file(file) if file else {}
+    given: dict[str, Given] = {}
+    notes: tuple[str, ...] = ()
+    if kube_proxy is not None:
+        given, notes = _from_kube_proxy(kube_proxy)
+    elif file:
+        given, notes = _from_file(file)
     for setting in settings():
         if setting.variable in environ:
-            given[setting.name] = _Given(environ[setting.variable], f"env {setting.variable}")
+            given[setting.name] = Given(environ[setting.variable], f"env {setting.variable}")
         flag = (flags or {}).get(setting.name)
         if flag is not None and flag != ():
-            given[setting.name] = _Given(flag, f"flag {setting.flag}")
+            given[setting.name] = Given(flag, f"flag {setting.flag}")
     values = {s.name: _convert(s, given[s.name]) for s in settings() if s.name in given}
     origins = {name: entry.origin for name, entry in given.items()}
     config = NodeConfig(**values)
@@ -339,10 +344,10 @@ def load(
     one, other = config.queues, config.tunnel_queues
     if max(one.first, other.first) <= min(one.last, other.last):
         raise ConfigError("queues and tunnelQueues must be different numbers: change one of them")
-    return LoadedConfig(config, origins)
+    return LoadedConfig(config, origins, notes)
 
 
-def _convert(setting: Setting, given: _Given) -> Any:
+def _convert(setting: Setting, given: Given) -> Any:
     value = given.value
     if setting.is_list:
         value = _split(value)
@@ -372,7 +377,44 @@ def _decode(kind: type, value: Any) -> Any:
     return kind(value)
 
 
-def _from_file(file: str) -> dict[str, _Given]:
+class _Document(NamedTuple):
+    """A configuration file: the values at its top, and where each is."""
+
+    api_version: str
+    data: dict[str, Any]
+    origins: dict[str, str]
+
+
+def _from_file(file: str) -> tuple[dict[str, Given], tuple[str, ...]]:
+    document = _read(file)
+    if document.api_version == kubeproxy.API_VERSION:
+        return kubeproxy.translate(kubeproxy.flatten(document.data, document.origins))
+    by_key = {setting.key: setting for setting in settings()}
+    given = {}
+    for key, value in document.data.items():
+        if key not in by_key:
+            close = difflib.get_close_matches(str(key), by_key, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(by_key)}"
+            raise ConfigError(f"{document.origins[key]}: unknown key {key}: {hint}")
+        given[by_key[key].name] = Given(value, document.origins[key])
+    return given, ()
+
+
+def _from_kube_proxy(arguments: Sequence[str]) -> tuple[dict[str, Given], tuple[str, ...]]:
+    file, words = kubeproxy.parse(arguments)
+    more: tuple[str, ...] = ()
+    if file is not None:
+        document = _read(file)
+        if document.api_version != kubeproxy.API_VERSION:
+            raise ConfigError(f"{file} is no {kubeproxy.KIND}: give it to `svcdp run --config`")
+        words, more = kubeproxy.beside_file(words)
+        words = {**kubeproxy.flatten(document.data, document.origins), **words}
+    given, notes = kubeproxy.translate(words)
+    return given, more + notes
+
+
+def _read(file: str) -> _Document:
+    """Raises ConfigError unless it is one of either kind."""
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -391,15 +433,15 @@ def _from_file(file: str) -> dict[str, _Given]:
         if key_node.value in lines:
             raise ConfigError(f"{file}:{line}: {key_node.value} is given twice: keep one")
         lines[key_node.value] = line
-    for key, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
-        if data.pop(key, None) != expected:
-            raise ConfigError(f"{file}:{lines.get(key, 1)}: {key} must be {expected}")
-    by_key = {setting.key: setting for setting in settings()}
-    given = {}
-    for key, value in data.items():
-        if key not in by_key:
-            close = difflib.get_close_matches(str(key), by_key, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(by_key)}"
-            raise ConfigError(f"{file}:{lines.get(str(key), 1)}: unknown key {key}: {hint}")
-        given[by_key[key].name] = _Given(value, f"{file}:{lines[key]}")
-    return given
+    kinds = {API_VERSION: KIND, kubeproxy.API_VERSION: kubeproxy.KIND}
+    version = data.pop("apiVersion", None)
+    if not isinstance(version, str) or version not in kinds:
+        at = lines.get("apiVersion", 1)
+        raise ConfigError(f"{file}:{at}: apiVersion must be {' or '.join(kinds)}")
+    if data.pop("kind", None) != kinds[version]:
+        raise ConfigError(f"{file}:{lines.get('kind', 1)}: kind must be {kinds[version]}")
+    for key in data:
+        if not isinstance(key, str):
+            place = f"{file}:{lines.get(str(key), 1)}"
+            raise ConfigError(f"{place}: unknown key {key}: keys are texts")
+    return _Document(version, data, {key: f"{file}:{lines.get(key, 1)}" for key in data})

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["configure"]
+__all__ = ["configure", "warn"]
+
+log = logging.getLogger(__name__)
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -23,6 +26,12 @@ def configure(level: str, style: str) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level.upper())
     logger.propagate = False
+
+
+def warn(notes: Sequence[str]) -> None:
+    """Say in one line what of kube-proxy's configuration changes nothing."""
+    if notes:
+        log.warning("of kube-proxy's configuration: %s", "; ".join(notes))
 
 
 def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, Any]:
