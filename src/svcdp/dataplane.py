@@ -353,9 +353,13 @@ class Dataplane(Core):
 
     def _edits(
         self, state: Installed, staged: VirtualService | None, base: Installed | None
-    ) -> list[tuple[str, int, int]]:
-        """The steps of an edit, by id. A destination that came and went in between has none."""
+    ) -> list[tuple[str, int, int]] | None:
+        """The steps of an edit, by id. A destination that came and went in between has none. None
+        for a service that is new, and to which destinations were only added.
+        """
         assert staged is not None
+        if base is None and len(staged._edits) == len(state.handles):
+            return None
         ids = {endpoint: handle.id for endpoint, handle in state.handles.items()}
         if base is not None:
             ids |= {endpoint: handle.id for endpoint, handle in base.handles.items()}
@@ -378,18 +382,19 @@ class Dataplane(Core):
         spec = staged.spec
         base = staged._base
         handles: dict[Endpoint, Handle] = {}
+        known = {} if base is None else base.handles
         for endpoint in staged._members:
-            handle = base.handles.get(endpoint) if base is not None else None
-            if handle is None:
+            handle = known.get(endpoint)
+            if handle is None and returning:
                 handle = returning.get((key, endpoint))
                 if handle is not None:
                     restored.append(handle.id)
-                else:
-                    handle = self.new_destination(parse_address(endpoint[0]).packed, endpoint[1])
-            handles[endpoint] = handle
+            handles[endpoint] = handle or self.new_destination(*endpoint)
         subsets = order_subsets(spec, () if base is None else base.subsets)
         affinity = self._affinity(spec)
-        record = compile_service(spec, handles, subsets, scheduler, affinity, timeouts)
+        record = compile_service(
+            spec, staged._members, handles, subsets, scheduler, affinity, timeouts
+        )
         return Installed(spec, handles, subsets, scheduler, record)
 
     def _scheduler(self, spec: ServiceSpec, base: Installed | None) -> Scheduler | None:

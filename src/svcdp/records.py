@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable, Collection, Sequence
+import socket
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import zip_longest
@@ -43,6 +44,7 @@ Member = tuple[int, int, int, int, Config]
 #: By the numbers of service.pxd, which are the kernel's (uapi/linux/ip_vs.h).
 METHODS = {"masq": 0, "local": 1, "tunnel": 2, "dr": 3}
 TUNNELS = {"ipip": 0, "gue": 1, "gre": 2}
+PLAIN: Config = (0, 0, False, 0, b"", 0, 0)
 REMOVALS = {"drain": 0, "expire": 1, "drop": 2}
 ENGINES = {"": 0, "sip": 1}
 HELPERS = ("", "ftp")
@@ -103,17 +105,25 @@ class Address(NamedTuple):
     version: int
 
 
-# A cluster names each of its addresses many times.
-@lru_cache(maxsize=1 << 17)
 def parse_address(text: str) -> Address:
     """ValueError unless the text is an IP address without a scope id: packets carry none."""
+    try:
+        # As strict as ipaddress, and ten times as fast.
+        if ":" not in text:
+            return Address(text, socket.inet_pton(socket.AF_INET, text), 4)
+        packed = socket.inet_pton(socket.AF_INET6, text)
+        printed = socket.inet_ntop(socket.AF_INET6, packed)
+        if "." not in printed:
+            return Address(printed, packed, 6)
+    except (OSError, ValueError):
+        pass
     if "%" in text:
         raise ValueError(f"{text!r} has a scope id")
     address = ipaddress.ip_address(text)
     return Address(str(address), address.packed, address.version)
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=1 << 16)
 def parse_network(text: str) -> Network:
     """A CIDR, or one address. ValueError."""
     return ipaddress.ip_network(text)
@@ -171,6 +181,8 @@ def check_number(number: int, low: int, high: int, what: str) -> int:
 
 def check_port(port: int, what: str, low: int = 1) -> int:
     """ConfigError unless it is ``low``..65535."""
+    if type(port) is int and low <= port <= 65535:
+        return port
     return check_number(port, low, 65535, f"{what}: port")
 
 
@@ -272,6 +284,8 @@ def check_range(spec: ServiceSpec, port: int) -> None:
 
 def check_destination(spec: DestinationSpec, service: ServiceSpec) -> DestinationSpec:
     """The spec with its addresses normalised. ConfigError."""
+    if is_plain(spec, service):
+        return spec
     if not isinstance(spec, DestinationSpec):
         raise ConfigError(f"{service}: {spec!r} is no DestinationSpec")
     if service.protocol == "any":
@@ -300,6 +314,29 @@ def check_destination(spec: DestinationSpec, service: ServiceSpec) -> Destinatio
     if spec.address == address.text and tunnel == spec.tunnel:
         return spec
     return replace(spec, address=address.text, tunnel=tunnel)
+
+
+def is_plain(spec: DestinationSpec, service: ServiceSpec) -> bool:
+    """Whether it is as nearly all of the hundreds of thousands of a cluster are: IPv4 by masq, with
+    a weight and no more. Then nothing is wrong with it; else it is not known.
+    """
+    try:
+        return (
+            isinstance(spec, DestinationSpec)
+            and 0 < socket.inet_pton(socket.AF_INET, spec.address)[0] < 224
+            and type(spec.port) is int
+            and 0 < spec.port <= 65535
+            and type(spec.weight) is int
+            and 0 <= spec.weight <= WEIGHT_MAX
+            and spec.method == "masq"
+            and type(spec.upper) is type(spec.lower) is type(spec.mtu) is type(spec.mark) is int
+            and not (spec.upper or spec.lower or spec.mtu or spec.mark)
+            and spec.tunnel is None
+            and ":" not in service.address
+            and service.protocol != "any"
+        )
+    except (OSError, TypeError, ValueError):
+        return False
 
 
 def check_range_port(spec: DestinationSpec, service: ServiceSpec) -> None:
@@ -382,6 +419,8 @@ def compile_rules(
 
 
 def compile_config(spec: DestinationSpec) -> Config:
+    if spec.method == "masq" and not (spec.mtu or spec.mark):
+        return PLAIN
     tunnel = spec.tunnel or TunnelSpec()
     return (
         METHODS[spec.method],
@@ -420,15 +459,17 @@ class Chooser:
 
 def compile_service(
     spec: ServiceSpec,
+    specs: Mapping[Endpoint, DestinationSpec],
     handles: dict[Endpoint, Handle],
     subsets: tuple[Subset, ...],
     scheduler: Scheduler | None,
     affinity: int,
     timeouts: int,
 ) -> Record:
-    """What the core takes for a spec whose destinations have these handles, in the order in which
-    they were added, and whose rules have these subsets of them. ``affinity`` and ``timeouts`` are
-    numbers that the dataplane gave to its persistence group and its set of timeouts. ConfigError.
+    """What the core takes for a spec whose destinations, ``specs``, have these handles, in the
+    order in which they were added, and whose rules have these subsets of them. ``affinity`` and
+    ``timeouts`` are numbers that the dataplane gave to its persistence group and its set of
+    timeouts. ConfigError.
     """
     network = parse_network(spec.address)
     version = network.version
@@ -445,11 +486,11 @@ def compile_service(
             raise ConfigError(f"{spec}: masquerade_address is of the other IP family")
         masquerade = source.packed
     newest_first = [*reversed(handles.items())]
-    specs = {(m.address, m.port): m for m in spec.destinations}
-    members: list[Member] = []
-    for endpoint, handle in newest_first:
-        m = specs[endpoint]
-        members.append((handle.id, m.weight, m.upper, m.lower, compile_config(m)))
+    members: list[Member] = [
+        (handle.id, m.weight, m.upper, m.lower, compile_config(m))
+        for endpoint, handle in newest_first
+        for m in (specs[endpoint],)
+    ]
     record = Record(
         address=address,
         port=first,

@@ -28,6 +28,8 @@ __all__ = ["Counts", "EndpointStatus", "Progress", "ServiceStatus", "Sync", "Upd
 
 log = logging.getLogger(__name__)
 
+_SLICE = 0.01  #: seconds for which the event loop is held while Services are resolved
+
 
 class Counts(NamedTuple):
     """How many there are now: ``endpoints`` in slices, ``specs`` in force."""
@@ -396,7 +398,7 @@ class Sync:
                     self._taken_since = self._inbox_since
                 self._inbox_since = None
                 listed = [followed for followed in self._followed if followed.listed]
-                dirty |= self._tracker.apply(batch)
+                await self._take(batch, dirty)
                 self._triggers += self._tracker.take_triggers()
                 began = time.monotonic()
                 try:
@@ -426,6 +428,15 @@ class Sync:
             raise
         finally:
             await self._notify()
+
+    async def _take(self, batch: Iterable[tuple[int, str, Change]], dirty: set[Key]) -> None:
+        """Resolve what a batch touches, and let others have the event loop now and then."""
+        pause = time.monotonic() + _SLICE
+        for keys in self._tracker.steps(batch):
+            dirty |= keys
+            if time.monotonic() > pause:
+                await asyncio.sleep(0)
+                pause = time.monotonic() + _SLICE
 
     def _settle(self, seconds: float) -> None:
         """All that was taken is in force."""

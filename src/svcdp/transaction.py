@@ -42,20 +42,24 @@ class Installed:
     record: Record
 
 
-def subset_edits(state: Installed, base: Installed | None) -> list[list[tuple[str, int, int]]]:
-    """The steps from what the rules of a service were to what they are, by id."""
-    former = () if base is None else base.subsets[: len(state.subsets)]
+def subset_edits(
+    state: Installed, base: Installed | None
+) -> list[list[tuple[str, int, int]] | None]:
+    """The steps from what the rules of a service were to what they are, by id. None: it is new."""
+    if base is None:
+        return [None] * len(state.subsets)
+    former = base.subsets[: len(state.subsets)]
     return [
         _steps(state, after, base, before) for after, before in zip_longest(state.subsets, former)
     ]
 
 
 def _steps(
-    state: Installed, after: Subset, base: Installed | None, before: Subset
+    state: Installed, after: Subset, base: Installed, before: Subset
 ) -> list[tuple[str, int, int]]:
     if not after and not before:
         return []
-    former = {} if base is None else dict(_weights(base, before))
+    former = dict(_weights(base, before))
     weights = dict(_weights(state, after))
     steps = [("remove", id, 0) for id in former if id not in weights]
     for id, weight in weights.items():
@@ -148,6 +152,10 @@ class VirtualService:
             if endpoint in wanted:
                 raise ConflictError(f"{self._spec} names {member.address}:{member.port} twice")
             wanted[endpoint] = member
+        if not self._members:
+            self._members = wanted
+            self._edits += [("add", endpoint, each.weight) for endpoint, each in wanted.items()]
+            return
         for endpoint in [*self._members]:
             if endpoint not in wanted:
                 self.remove(*endpoint)

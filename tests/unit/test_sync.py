@@ -313,7 +313,7 @@ def test_an_error_of_its_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> N
         source = FakeSource()
         async with Sync(FakeMode(), NodeContext()) as sync:
             sync.follow(source)
-            monkeypatch.setattr(sync._tracker, "apply", broken)
+            monkeypatch.setattr(sync._tracker, "steps", broken)
             source.say(Change(objects=objects("web1")))
             with pytest.raises(ZeroDivisionError):
                 await sync.ready()
@@ -388,7 +388,7 @@ def test_a_worker_that_died_is_no_secret(caplog: pytest.LogCaptureFixture) -> No
             sync.follow(source)
             source.say(Change())
             await sync.ready()
-            sync._tracker.apply = bug  # type: ignore[method-assign,assignment]
+            sync._tracker.steps = bug  # type: ignore[method-assign,assignment]
             source.say(Change(objects=objects("web1")))
             while not isinstance(sync.progress.failure, ZeroDivisionError):
                 await asyncio.sleep(0)
@@ -468,3 +468,39 @@ def test_events_are_told_when_they_come_up() -> None:
                 assert len(events) == (2, 2, 4)[number - 1]
 
     run(main)
+
+
+def test_others_have_their_turn_while_many_services_are_resolved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("svcdp.sync._SLICE", -1)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def test() -> None:
+        names = [f"web{i}" for i in range(1, 10)]
+        source = FakeSource()
+        async with Sync(FakeMode(), NodeContext()) as sync:
+            sync.follow(source)
+            source.say(Change(objects=objects(*names)))
+            await asyncio.sleep(0)
+            steps = sync._tracker.steps
+            seen = []
+
+            def watched(*args: Any) -> Any:
+                for keys in steps(*args):
+                    seen.append(turns)
+                    yield keys
+
+            monkeypatch.setattr(sync._tracker, "steps", watched)
+            counting = asyncio.create_task(count())
+            await sync.ready()
+            counting.cancel()
+            assert len(set(seen)) >= len(names)
+
+    run(test)

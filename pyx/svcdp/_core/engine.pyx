@@ -30,12 +30,14 @@ from svcdp.types import Flow, Reason, Verdict
 
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
+    const char *PyUnicode_AsUTF8(object text) except NULL
     void PyErr_SetInterrupt()
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
 
 cdef extern from "<arpa/inet.h>" nogil:
+    int inet_pton(int family, const char *source, void *target)
     const char *inet_ntop(int family, const void *source, char *target, unsigned size)
     int AF_INET, AF_INET6
 
@@ -623,29 +625,34 @@ cdef class Core:
             raise IndexError(f"no destination {id}")
         return dest_of(&self.engine.destinations, id)
 
-    def new_destination(self, bytes address, uint16_t port):
+    def new_destination(self, str address, uint16_t port):
         """A Destination of weight 0 that no service names yet. `forget` takes it back unless a
-        commit comes first.
+        commit comes first. `address` is normalised.
         """
         cdef Destination result = Destination.__new__(Destination)
-        cdef uint32_t words = words_of(address)
+        cdef uint8_t packed[16]
+        cdef uint32_t words = 4 if ":" in address else 1
         cdef uint32_t id = self.free_ids.pop() if self.free_ids else self.next_id
         cdef Dest *state
         cdef Dest fresh
         cdef Worker *worker = self.workers
+        if inet_pton(
+            AF_INET if words == 1 else AF_INET6, PyUnicode_AsUTF8(address), packed
+        ) != 1:
+            raise ValueError(f"{address!r} is no IP address")
         self.reserve_destination(id)
         if id == self.next_id:
             self.next_id += 1
         self.unnamed.append(id)
         state = dest_of(&self.engine.destinations, id)
         memset(&fresh, 0, sizeof(Dest))
-        memcpy(fresh.address, PyBytes_AS_STRING(address), 4 * words)
+        memcpy(fresh.address, packed, 4 * words)
         fresh.id = id
         fresh.words = <uint8_t>words
         fresh.port = htons(port)
         fresh.on_removal = REMOVAL_UNSET
         # What the id had before is freed when it gets another one.
-        fresh.config = state.config
+        fresh.config = self.plain if state.config is NULL else state.config
         fresh.generation = state.generation  # packets may look at it at any time
         state[0] = fresh
         self.configs.pop(id, None)
@@ -655,7 +662,7 @@ cdef class Core:
             worker = worker.next
         result.core = self
         result.state = state
-        result.address = format_address(state.address, state.words)
+        result.address = address
         return result
 
     def forget(self):
@@ -732,10 +739,11 @@ cdef class Core:
         try:
             for record, *_ in services:
                 for id, _, _, _, wanted in record.members:
-                    if self.configs.get(id) == wanted:
-                        continue
                     if wanted == PLAIN:
-                        made.append((id, <uintptr_t>self.plain, wanted))
+                        if dest_of(&self.engine.destinations, id).config != self.plain:
+                            made.append((id, <uintptr_t>self.plain, wanted))
+                        continue
+                    if self.configs.get(id) == wanted:
                         continue
                     config = config_new()
                     made.append((id, <uintptr_t>config, wanted))

@@ -22,22 +22,63 @@ cdef tuple round_of(tuple extremes):
     return step, max(extremes[1] - (step - 1), 0)
 
 
+cdef int begin(Service *service) except -1:
+    """Give a new service the scheduler state that it has when its members came one by one. The
+    last came last, and stands at the head.
+    """
+    cdef bint wrr = service.scheduler == SCHEDULER_WRR
+    cdef object level = 0
+    cdef object divisor = 0
+    cdef object heaviest = 0
+    cdef Member *member
+    cdef uint32_t i
+    for i in range(service.member_count, 0, -1):
+        member = &service.members[i - 1]
+        member.last_weight = member.weight
+        divisor = gcd(divisor, member.weight)
+        heaviest = max(heaviest, member.weight)
+        if wrr:
+            level = level_of(level, (divisor, heaviest))
+    settle(service, -1, level, (divisor, heaviest))
+    prepare(service, NULL)
+    return 0
+
+
+cdef object level_of(object level, tuple extremes):
+    """Where a wrr round goes on after an edit."""
+    step, top = round_of(extremes)
+    if level > top or level == 0:
+        return top
+    return level // step * step + 1 if step > 1 else level
+
+
+cdef int settle(Service *service, object position, object level, tuple extremes) except -1:
+    step, top = round_of(extremes)
+    service.state.position = position
+    service.state.weight = level
+    service.state.weight_max = top
+    service.state.weight_step = step
+    return 0
+
+
 cdef int advance(Service *service, list edits, Service *before) except -1:
     """Give a new service the scheduler state of the one it replaces (or NULL).
 
     `edits` are the steps between the two, oldest first: ("add", id, weight) at the head of the
-    list, ("edit", id, weight), ("remove", id). The kernel adjusts its state at each step, and
-    the order of picks depends on it. OverflowError when the scheduler has no room for so many
-    members. What the service then remembers, `forget` releases.
+    list, ("edit", id, weight), ("remove", id); None: see `begin`. The kernel adjusts its state at
+    each step, and the order of picks depends on it. OverflowError when the scheduler has no room
+    for so many members. What the service then remembers, `forget` releases.
     """
     cdef list members = []     # [id, weight, last weight that was not 0], head first
     cdef object position = -1
     cdef object level = 0
-    cdef object divisor, heaviest, step, top
+    cdef object divisor, heaviest
     cdef uint32_t i
     cdef bint wrr = service.scheduler == SCHEDULER_WRR
     cdef bint same = before is not NULL and before.scheduler == service.scheduler
     cdef Member *member
+    if edits is None:
+        return begin(service)
     if before is not NULL:
         for i in range(before.member_count):
             member = &before.members[i]
@@ -71,16 +112,8 @@ cdef int advance(Service *service, list edits, Service *before) except -1:
             else:
                 divisor, heaviest = extremes(members)
             position = -1
-            step, top = round_of((divisor, heaviest))
-            if level > top or level == 0:
-                level = top
-            elif step > 1:
-                level = level // step * step + 1
-    step, top = round_of(extremes(members))
-    service.state.position = position
-    service.state.weight = level
-    service.state.weight_max = top
-    service.state.weight_step = step
+            level = level_of(level, (divisor, heaviest))
+    settle(service, position, level, extremes(members))
     for i in range(service.member_count):
         service.members[i].last_weight = members[i][2]
     prepare(service, before if same else NULL)

@@ -23,6 +23,7 @@ __all__ = ["EndpointInfo", "PortKey", "endpoints_by_port", "usable_endpoints"]
 
 _NO_CONDITIONS = EndpointConditions()
 _NO_HINTS = EndpointHints()
+_Facts = tuple[bool, bool, bool, bool, str, str, tuple[str, ...], tuple[str, ...]]
 
 
 class PortKey(NamedTuple):
@@ -65,18 +66,22 @@ def endpoints_by_port(
         family = endpoint_slice.address_type
         if family == "FQDN" or endpoint_slice.metadata.hidden_from(node.service_proxy_name):
             continue
-        for port in endpoint_slice.ports or ():
-            if port.name is None or not port.port:
+        ports = [
+            (groups.setdefault(PortKey(family, port.name, port.protocol or "TCP"), {}), port.port)
+            for port in endpoint_slice.ports or ()
+            if port.name is not None and port.port
+        ]
+        for endpoint in endpoint_slice.endpoints or ():
+            if not endpoint.addresses:
                 continue
-            group = groups.setdefault(PortKey(family, port.name, port.protocol or "TCP"), {})
-            for endpoint in endpoint_slice.endpoints or ():
-                if not endpoint.addresses:
-                    continue
-                address = parse_address(endpoint.addresses[0])
-                if family_of(address) != family:
-                    continue
-                info = _info(endpoint, address, port.port, node.name)
-                text = f"[{address}]:{port.port}" if family == "IPv6" else f"{address}:{port.port}"
+            address = parse_address(endpoint.addresses[0])
+            if family_of(address) != family:
+                continue
+            host = f"[{address}]" if family == "IPv6" else address
+            facts = _facts(endpoint, node.name)
+            for group, number in ports:
+                info = EndpointInfo(address, number, *facts)
+                text = f"{host}:{number}"
                 other = group.get(text)
                 if other is None or (info.local and not other.local):
                     group[text] = info
@@ -90,19 +95,18 @@ def usable_endpoints(endpoints: Sequence[EndpointInfo]) -> list[EndpointInfo]:
     ]
 
 
-def _info(endpoint: Endpoint, address: str, port: int, node_name: str) -> EndpointInfo:
+def _facts(endpoint: Endpoint, node_name: str) -> _Facts:
+    """The fields of EndpointInfo behind address and port."""
     conditions = endpoint.conditions or _NO_CONDITIONS
     node = endpoint.node_name or ""
     hints = endpoint.hints or _NO_HINTS
-    return EndpointInfo(
-        address=address,
-        port=port,
-        ready=conditions.ready is not False,
-        serving=conditions.serving is not False,
-        terminating=conditions.terminating is True,
-        local=bool(node) and node == node_name,
-        node=node,
-        target=(endpoint.target_ref and endpoint.target_ref.name) or "",
-        hint_zones=tuple(each.name for each in hints.for_zones or ()),
-        hint_nodes=tuple(each.name for each in hints.for_nodes or ()),
+    return (
+        conditions.ready is not False,
+        conditions.serving is not False,
+        conditions.terminating is True,
+        bool(node) and node == node_name,
+        node,
+        (endpoint.target_ref and endpoint.target_ref.name) or "",
+        tuple([each.name for each in hints.for_zones]) if hints.for_zones else (),
+        tuple([each.name for each in hints.for_nodes]) if hints.for_nodes else (),
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from functools import lru_cache
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -325,17 +324,23 @@ def parse_address(text: str) -> str:
     ParseIP, and so every Kubernetes component, has it.
     """
     try:
-        packed = socket.inet_pton(socket.AF_INET, text)
+        # ipaddress would take most of the time that it takes to resolve a cluster.
+        if ":" in text:
+            packed = socket.inet_pton(socket.AF_INET6, text)
+            printed = socket.inet_ntop(socket.AF_INET6, packed)
+            if packed[0] != 0xFF and printed != "::" and "." not in printed:
+                return printed
+        else:
+            packed = socket.inet_pton(socket.AF_INET, text)
+            if not 224 <= packed[0] < 240 and any(packed):
+                return text
     except (OSError, ValueError):
-        return _parse_unusual(text)
-    if 224 <= packed[0] < 240 or packed == b"\0\0\0\0":
-        raise ManifestError(f"{text!r} is not the address of one host")
-    return socket.inet_ntop(socket.AF_INET, packed)
+        pass
+    return _parse_unusual(text)
 
 
-@lru_cache(maxsize=1 << 16)
 def _parse_unusual(text: str) -> str:
-    """Everything but plain IPv4, for which :mod:`ipaddress` is slow."""
+    """What is wrong, or not the usual way to write it."""
     text = _without_zeros(text)
     try:
         address = ipaddress.ip_address(text)

@@ -190,15 +190,12 @@ def cluster_ips(service: Service) -> dict[IPFamily, str]:
 def _destinations(
     endpoints: Sequence[EndpointInfo], annotations: Annotations
 ) -> tuple[DestinationSpec, ...]:
+    weight, upper, lower = annotations.weight, annotations.upper, annotations.lower
     return tuple(
-        DestinationSpec(
-            endpoint.address,
-            endpoint.port,
-            annotations.weight(endpoint),
-            upper=annotations.upper,
-            lower=annotations.lower,
-        )
-        for endpoint in endpoints
+        [
+            DestinationSpec(each.address, each.port, weight(each), "masq", upper, lower)
+            for each in endpoints
+        ]
     )
 
 
@@ -220,9 +217,12 @@ def _outside(
     """The service for those who come by an external address or a node port."""
     if service.spec.external_traffic_policy != "Local":
         return replace(plain, rules=MASQUERADED)
+    everybody = sets.all
     return replace(
         plain,
-        destinations=_destinations(sets.all, annotations),
+        destinations=plain.destinations
+        if len(everybody) == len(sets.cluster)
+        else _destinations(everybody, annotations),
         rules=local_rules(node, family_of(plain.address), sets),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from svcdp.errors import ManifestError, SvcdpError
 from svcdp.kube.claims import Claims, Key
@@ -41,14 +41,18 @@ class Tracker:
 
         Returns the keys whose spec may be different now: :meth:`spec` knows.
         """
+        return set().union(*self.steps(changes))
+
+    def steps(self, changes: Iterable[tuple[int, str, Change]]) -> Iterator[set[Key]]:
+        """As :meth:`apply`, Service by Service: who iterates may do something else in between."""
         touched: set[ServiceRef] = set()
         for rank, source, change in changes:
             touched |= self.state.apply(rank, source, change)
         touched |= self._listen()
         keys, self._new = self._new, set()
+        yield keys
         for ref in touched:
-            keys |= self._resolve(ref)
-        return keys
+            yield self._resolve(ref)
 
     def spec(self, key: Key) -> ServiceSpec | None:
         """The spec in force for a key; None: nobody's."""

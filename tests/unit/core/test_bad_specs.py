@@ -196,8 +196,9 @@ def test_unusual_addresses_of_servers(address: str, method: str) -> None:
 
 
 ODD_CALLS: list[Callable[[Dataplane], object]] = [
-    lambda dp: dp.new_destination(bytes(1000), 80),
-    lambda dp: dp.new_destination(b"", 80),
+    lambda dp: dp.new_destination("1" * 1000, 80),
+    lambda dp: dp.new_destination("", 80),
+    lambda dp: dp.new_destination("\ud800", 80),
     lambda dp: dp.connection_rows(7, 1, 100),  # type: ignore[arg-type]
     lambda dp: dp.state_rows(9, 1, 1000),  # type: ignore[arg-type]
     lambda dp: dp.inspect(6, b"", 1, b"", 1, 0, 0),

@@ -290,3 +290,19 @@ def test_unknown_and_taken_names() -> None:
         svcdp.register_scheduler("rr")
     with pytest.raises(svcdp.ConfigError, match="Scheduler"):
         svcdp.register_scheduler("test-wrong")(object)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["rr", "wrr", "wlc", "sed", "nq", "lc", "fo", "ovf", "mh", "sh"]
+)
+@pytest.mark.parametrize("weights", [(1, 1, 1), (5, 0, 3, 2), (2, 6, 4), (4, 6), (0, 0), (7,), ()])
+def test_destinations_that_come_at_once_or_one_by_one(
+    scheduler: str, weights: tuple[int, ...]
+) -> None:
+    servers = [(f"10.1.0.{i}", 8080, weight) for i, weight in enumerate(weights, 1)]
+    at_once, one_by_one = Bench(), Bench()
+    at_once.serve(*servers, scheduler=scheduler)
+    for count in range(len(servers) + 1):
+        one_by_one.serve(*servers[:count], scheduler=scheduler)
+    for port in range(1, 40):
+        assert at_once.send(port=port).destination == one_by_one.send(port=port).destination
