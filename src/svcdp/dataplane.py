@@ -319,8 +319,8 @@ class Dataplane(Core):
                 now = members.get((member.address, member.port))
                 if now is None or (same_ports and now is member):
                     continue
-                former = _captures([(before, member)])
-                if former != _captures([(after, now)]):
+                former = _captures([(before, (member,))])
+                if former != _captures([(after, (now,))]):
                     handle = base.handles[member.address, member.port]
                     formers[handle.id, former] = handle
         return formers
@@ -333,10 +333,10 @@ class Dataplane(Core):
         """ConflictError when a port would belong to two ranges of one address. Every port (0) is
         no range: it gives way.
         """
-        staged = {key: staged.spec for key, staged in services.items() if staged is not None}
-        touched = {(key[0], key[2]) for key in staged}
+        staged = {key: staged._spec for key, staged in services.items() if staged is not None}
         ranged = {(s.address, s.protocol) for s in staged.values() if s.last_port}
-        ranged |= self._ranged & touched
+        if self._ranged:
+            ranged |= self._ranged & {(key[0], key[2]) for key in staged}
         if not ranged:
             return
         specs = {key: state.spec for key, state in self._installed.items()}
@@ -559,7 +559,7 @@ class Dataplane(Core):
             if not self._committing:  # else a scheduler's finalizer asks, in the middle of it
                 self._collect_drained()
                 self._collect_former()
-            drained = _captures((spec, member) for spec, member, _ in self._drained.values())
+            drained = _captures((spec, (member,)) for spec, member, _ in self._drained.values())
             return reduce(or_, (former for _, former in self._former), drained)
 
     def sweep(self, now: int | None = None, limit: int | None = None) -> None:
@@ -609,27 +609,31 @@ class Dataplane(Core):
 
 def captures_of(specs: Iterable[ServiceSpec]) -> Captures:
     """Whose packets must reach a dataplane with these services and no others."""
-    return _captures((spec, each) for spec in specs for each in spec.destinations or (None,))
+    return _captures((spec, spec.destinations) for spec in specs)
 
 
-def _captures(entries: Iterable[tuple[ServiceSpec, DestinationSpec | None]]) -> Captures:
+def _captures(entries: Iterable[tuple[ServiceSpec, Iterable[DestinationSpec]]]) -> Captures:
     virtual = set()
     real: set[tuple[str, str, int]] = set()
     ranges = set()
     marks = set()
     tunnels = set()
     hops = set()
-    for spec, member in entries:
+    for spec, members in entries:
         address, port, protocol = spec.key
+        has_data_ports = _has_data_ports(spec)
         if protocol == "fwmark":
             marks.add((port, 6 if ":" in address else 4))
-        elif _has_data_ports(spec):
+        elif has_data_ports:
             virtual.add((protocol, address, 0))
         elif port and spec.last_port not in (0, port):
             ranges.add((protocol, address, port, spec.last_port))
         else:
             virtual.add((protocol, address, port))
-        if member is not None:
+        for member in members:
+            if member.method == "masq" and protocol != "fwmark":
+                real.add((protocol, member.address, 0 if has_data_ports else member.port))
+                continue
             real.update(_replies(spec, member))
             if member.method == "tunnel":
                 tunnels.add(spec.key)
@@ -658,9 +662,9 @@ def _ports_captured(spec: ServiceSpec) -> tuple[int, bool]:
 
 
 def _replies(spec: ServiceSpec, member: DestinationSpec) -> Iterator[tuple[str, str, int]]:
-    """What replies of a destination come from."""
+    """What replies of a destination come from; by masq, of a firewall mark."""
     if member.method == "masq":
-        for protocol in ("tcp", "udp", "sctp") if spec.protocol == "fwmark" else (spec.protocol,):
+        for protocol in ("tcp", "udp", "sctp"):
             yield protocol, member.address, 0 if _has_data_ports(spec) else member.port
     elif spec.protocol != "fwmark":  # else the address that clients dial is not known
         any_port = spec.last_port or _has_data_ports(spec)

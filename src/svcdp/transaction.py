@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from operator import is_
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,11 @@ class VirtualService:
     @property
     def spec(self) -> ServiceSpec:
         """The service as it will be."""
-        return replace(self._spec, destinations=tuple(self._members.values()))
+        members = tuple(self._members.values())
+        known = self._spec.destinations
+        if type(known) is tuple and len(known) == len(members) and all(map(is_, known, members)):
+            return self._spec
+        return replace(self._spec, destinations=members)
 
     def add(
         self, address: str, port: int, weight: int = 1, method: str = "masq", **fields: Any

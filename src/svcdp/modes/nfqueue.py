@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 
-from svcdp.dataplane import Captures, Dataplane, captures_of
+from svcdp.dataplane import Dataplane, captures_of
 from svcdp.modes.onward import Onward
+from svcdp.records import Key
 from svcdp.rules import Backend, CapturePlan
 from svcdp.rules.plan import Item, Mark, Network, items_of
 from svcdp.types import ServiceSpec
@@ -37,7 +39,12 @@ class NfqueueMode:
         self._installed = False
         # What the kernel was told. None: not known, because a change failed.
         self._held: set[Item] | None = None
-        self._leaving = False  # whether something may be held that is not needed
+        # What is served, how many services need an item, and items that some do not need any more
+        # since the last look. So a look costs what was changed, not what is served.
+        self._served: dict[Key, ServiceSpec] = {}
+        self._needs: Counter[Item] = Counter()
+        self._left: set[Item] = set()
+        self._count([status.spec for status in dataplane.services()], ())
 
     def install(self) -> None:
         """Install the rules for what is served now, in one transaction.
@@ -46,9 +53,9 @@ class NfqueueMode:
         """
         with self._lock:
             self._installed = True
-            self._apply(items_of(self._dataplane.captures()))
+            self._apply(self._wanted())
 
-    def update(self, specs: Iterable[ServiceSpec], removed: Iterable[tuple[str, int, str]]) -> None:
+    def update(self, specs: Iterable[ServiceSpec], removed: Iterable[Key]) -> None:
         """Serve ``specs`` as they are now, and ``removed`` no more.
 
         Captures grow before the dataplane knows new endpoints: a reply that is not captured
@@ -81,12 +88,27 @@ class NfqueueMode:
                 self._installed = False
                 self._rules.remove()
 
-    def _serve(
-        self, specs: tuple[ServiceSpec, ...], removed: tuple[tuple[str, int, str], ...]
-    ) -> None:
+    def _serve(self, specs: tuple[ServiceSpec, ...], removed: tuple[Key, ...]) -> None:
         if self._installed:
             self._grow(items_of(captures_of(specs)))
         self._dataplane.update(specs, removed)
+        self._count(specs, removed)
+
+    def _count(self, specs: Collection[ServiceSpec], removed: Iterable[Key]) -> None:
+        for key in (*removed, *(spec.key for spec in specs)):
+            former = self._served.pop(key, None)
+            if former is not None:
+                items = items_of(captures_of([former]))
+                self._needs.subtract(items)
+                self._left |= items
+        for spec in specs:
+            self._served[spec.key] = spec
+            self._needs.update(items_of(captures_of([spec])))
+
+    def _wanted(self) -> frozenset[Item]:
+        """All that must be captured now."""
+        needed = (item for item, services in self._needs.items() if services)
+        return items_of(self._dataplane.draining()).union(needed)
 
     def _follow_routes(self) -> None:
         if changed := self._onward.refresh():
@@ -98,24 +120,27 @@ class NfqueueMode:
     def _mend(self) -> None:
         if self._installed and not self._rules.is_installed():
             log.warning("the capture rules were removed by somebody else: installing them again")
-            self._apply(items_of(self._dataplane.captures()))
+            self._apply(self._wanted())
 
     def _shrink(self) -> None:
-        if not (self._installed and self._leaving):
+        if not (self._installed and self._left):
             return
-        draining = self._dataplane.draining()
-        wanted = items_of(self._dataplane.captures())
+        draining = items_of(self._dataplane.draining())
+        unneeded = {item for item in self._left if not self._needs[item]}
         if self._held is None:
-            self._apply(wanted)
+            self._apply(self._wanted())
         else:
-            self._change(_NOTHING, self._held - wanted)
-        self._onward.release(wanted)
-        self._leaving = draining != Captures()
+            self._change(_NOTHING, (unneeded - draining) & self._held)
+        for item in unneeded:
+            self._needs.pop(item, None)
+        hops = {hop for hop in self._onward.hops() if self._needs[hop]}
+        self._onward.release(hops | draining)
+        self._left = unneeded & draining
 
     def _grow(self, wanted: frozenset[Item]) -> None:
-        self._leaving = True
+        self._left |= wanted  # the dataplane may refuse them
         if self._held is None:
-            self._apply(items_of(self._dataplane.captures()) | wanted)
+            self._apply(self._wanted() | wanted)
         else:
             self._change(wanted - self._held, _NOTHING)
 

@@ -88,8 +88,8 @@ def _items(captures: Captures) -> Iterator[Item]:
         yield Network(key[1]) if "/" in key[1] else _element(_kind(captures, key), *key)
     for protocol, address, first, _ in captures.ranges:
         yield Element(_kind(captures, (protocol, address, first)), address)
-    for each in captures.real:
-        yield _element("real", *each)
+    for protocol, address, port in captures.real:
+        yield Element("real", address, protocol, port) if port else Element("real", address)
     for mark, family in captures.marks:
         unspecified = "0.0.0.0" if family == 4 else "::"
         yield Mark(mark, family, _kind(captures, ("fwmark", unspecified, mark)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Iterable, Mapping
 
 import pytest
+import wire
 
 from svcdp.dataplane import Dataplane
 from svcdp.errors import CapacityError, ConfigError, RulesError
@@ -356,3 +358,28 @@ def test_a_virtual_address_of_the_node_is_warned_of(
     (record,) = caplog.records
     assert record.message.startswith("dr needs a virtual address that this host does not have")
     assert record.address == VIP
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_captured_follows_any_changes(bench: Bench, seed: int) -> None:
+    """Services that share destinations come, change and go, with connections to some."""
+    chance = random.Random(seed)
+    bench.mode.install()
+    for step in range(60):
+        address = f"10.96.0.{chance.randint(1, 4)}"
+        servers = chance.sample(range(1, 6), chance.randint(0, 3))
+        members = tuple(DestinationSpec(f"10.1.0.{i}", 8080) for i in servers)
+        if chance.random() < 0.3:
+            bench.mode.update([], [(address, 80, "tcp")])
+        else:
+            bench.mode.update([ServiceSpec(address, 80, destinations=members)], [])
+        if chance.random() < 0.5:
+            bench.dataplane.process(wire.packet("tcp", "192.0.2.9", step + 1, address, 80, "S"))
+        if chance.random() < 0.2:
+            bench.dataplane.sweep(1 << 62)
+        held = bench.kernel.held
+        assert held is not None
+        assert held >= bench.wanted
+        if chance.random() < 0.5:
+            bench.mode.trim()
+            assert bench.kernel.held == bench.wanted
