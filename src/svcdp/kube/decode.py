@@ -23,6 +23,7 @@ from svcdp.kube.model import (
     Node,
     Object,
     ObjectKey,
+    Pod,
     Service,
     ServiceCIDR,
     family_of,
@@ -32,17 +33,19 @@ from svcdp.kube.model import (
 
 __all__ = ["Decoded", "decode", "decode_json", "decode_value"]
 
-_Record = TypeVar("_Record", Service, EndpointSlice, Node, ServiceCIDR)
+_Record = TypeVar("_Record", Service, EndpointSlice, Pod, Node, ServiceCIDR)
 _Kind = tuple[str, str]
 _LineOf = Callable[[str], int]  # field path -> line
 
 _SERVICE: _Kind = ("v1", "Service")
 _SLICE: _Kind = ("discovery.k8s.io/v1", "EndpointSlice")
+_POD: _Kind = ("v1", "Pod")
 _NODE: _Kind = ("v1", "Node")
 _SERVICE_CIDR: _Kind = ("networking.k8s.io/v1", "ServiceCIDR")
 _TYPES: dict[_Kind, type[Object]] = {
     _SERVICE: Service,
     _SLICE: EndpointSlice,
+    _POD: Pod,
     _NODE: Node,
     _SERVICE_CIDR: ServiceCIDR,
 }
@@ -51,6 +54,7 @@ _LISTS: dict[_Kind, _Kind | None] = {
     ("v1", "List"): None,
     ("v1", "ServiceList"): _SERVICE,
     ("discovery.k8s.io/v1", "EndpointSliceList"): _SLICE,
+    ("v1", "PodList"): _POD,
     ("v1", "NodeList"): _NODE,
     ("networking.k8s.io/v1", "ServiceCIDRList"): _SERVICE_CIDR,
 }
@@ -224,6 +228,13 @@ def _problems(found: Object) -> Iterator[tuple[str, str]]:
         for index, endpoint in enumerate(found.endpoints or ()):
             for address in endpoint.addresses[:1]:
                 yield from _server_problems(f".endpoints[{index}].addresses[0]", address)
+    elif isinstance(found, Pod) and found.status:
+        status = found.status
+        if status.pod_ip:
+            yield from _server_problems(".status.podIP", status.pod_ip)
+        for index, each in enumerate(status.pod_ips or ()):
+            if each.ip:
+                yield from _server_problems(f".status.podIPs[{index}].ip", each.ip)
     elif isinstance(found, Node) and found.spec:
         yield from _cidr_problems(".spec.podCIDRs", found.spec.pod_cidrs)
     elif isinstance(found, ServiceCIDR) and found.spec:

@@ -26,6 +26,7 @@ __all__ = [
     "Object",
     "ObjectKey",
     "ObjectMeta",
+    "Pod",
     "Service",
     "ServiceCIDR",
     "ServicePort",
@@ -102,11 +103,14 @@ class ObjectMeta(_Record, frozen=True):
 
 
 class ServicePort(_Record, frozen=True):
-    """One port of a Service. ``targetPort`` is missing on purpose: slices have the number."""
+    """One port of a Service. ``target_port``, a number or a name, is for those who make slices:
+    a proxy goes by the numbers in these.
+    """
 
     port: PortNumber
     name: PortName | None = None
     protocol: TransportProtocol | None = None
+    target_port: OptionalPortNumber | str | None = None
     node_port: OptionalPortNumber | None = None
 
 
@@ -149,6 +153,8 @@ class ServiceSpec(_Record, frozen=True):
     cluster_ips: tuple[str, ...] | None = msgspec.field(name="clusterIPs", default=None)
     ip_families: tuple[IPFamily, ...] | None = None
     ports: tuple[ServicePort, ...] | None = None
+    selector: dict[str, str] | None = None
+    publish_not_ready_addresses: bool | None = None
     session_affinity: Literal["None", "ClientIP", ""] | None = None
     session_affinity_config: SessionAffinityConfig | None = None
     external_ips: tuple[str, ...] | None = msgspec.field(name="externalIPs", default=None)
@@ -246,6 +252,91 @@ class EndpointSlice(_Record, frozen=True):
         return ServiceRef(self.metadata.namespace or "default", name) if name else None
 
 
+class ContainerPort(_Record, frozen=True):
+    """A port that a container listens on. Services may mean it by its name."""
+
+    container_port: PortNumber
+    name: PortName | None = None
+    protocol: TransportProtocol | None = None
+
+
+class Container(_Record, frozen=True):
+    """``restart_policy`` Always makes an init container a sidecar (KEP-753)."""
+
+    ports: tuple[ContainerPort, ...] | None = None
+    restart_policy: str | None = None
+
+
+class PodSpec(_Record, frozen=True):
+    """What runs in a Pod, and where."""
+
+    containers: tuple[Container, ...] | None = None
+    init_containers: tuple[Container, ...] | None = None
+    node_name: str | None = None
+
+
+class PodCondition(_Record, frozen=True):
+    """One thing known of a Pod, such as ``Ready``."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+
+
+class PodIP(_Record, frozen=True):
+    """One address of a Pod."""
+
+    ip: str | None = None
+
+
+class PodStatus(_Record, frozen=True):
+    """What has become of a Pod. Its addresses are at most one of each IP family."""
+
+    phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"] | None = None
+    conditions: tuple[PodCondition, ...] | None = None
+    pod_ip: str | None = msgspec.field(name="podIP", default=None)
+    pod_ips: tuple[PodIP, ...] | None = msgspec.field(name="podIPs", default=None)
+
+
+class Pod(_Record, frozen=True):
+    """A ``v1`` Pod, as far as it is an endpoint of Services."""
+
+    metadata: ObjectMeta
+    spec: PodSpec | None = None
+    status: PodStatus | None = None
+
+    @property
+    def key(self) -> ObjectKey:
+        """What identifies it among all objects."""
+        return ObjectKey("Pod", self.metadata.namespace or "default", self.metadata.name)
+
+    @property
+    def ref(self) -> None:
+        """It belongs to no one Service: several may select it."""
+        return None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it will never serve again."""
+        return self.status is not None and self.status.phase in ("Succeeded", "Failed")
+
+    @property
+    def is_ready(self) -> bool:
+        """Its condition Ready; yes without one: nobody probes it."""
+        conditions = (self.status and self.status.conditions) or ()
+        ready = [each.status for each in conditions if each.type == "Ready"]
+        return not ready or ready[0] == "True"
+
+    @property
+    def containers(self) -> tuple[Container, ...]:
+        """Those that run as long as the Pod: sidecars too."""
+        if self.spec is None:
+            return ()
+        sidecars = [
+            each for each in self.spec.init_containers or () if each.restart_policy == "Always"
+        ]
+        return (*(self.spec.containers or ()), *sidecars)
+
+
 class Taint(_Record, frozen=True):
     """What keeps Pods off a node, or says what becomes of it."""
 
@@ -314,7 +405,7 @@ class ServiceCIDR(_Record, frozen=True):
         return None
 
 
-Object = Service | EndpointSlice | Node | ServiceCIDR
+Object = Service | EndpointSlice | Pod | Node | ServiceCIDR
 
 
 def parse_address(text: str) -> str:

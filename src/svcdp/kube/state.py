@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 
 from svcdp.errors import ConflictError
@@ -13,10 +14,12 @@ from svcdp.kube.model import (
     Node,
     Object,
     ObjectKey,
+    Pod,
     Service,
     ServiceCIDR,
     ServiceRef,
 )
+from svcdp.kube.selector import Selection, slices_of
 
 __all__ = ["Change", "Origin", "State"]
 
@@ -41,10 +44,10 @@ class Change:
 
 
 class State:
-    """Services, EndpointSlices, Nodes and ServiceCIDRs, each from one or several origins.
+    """Services, EndpointSlices, Pods, Nodes and ServiceCIDRs, each from one or several origins.
 
     Where several have the same object the lowest origin's counts; the next one takes over
-    when it goes. Not safe for several threads.
+    when it goes. Pods are endpoints of the Services that select them. Not safe for several threads.
     """
 
     def __init__(self) -> None:
@@ -58,6 +61,8 @@ class State:
         self.triggers: list[str] = []
         self._services: dict[ServiceRef, Service] = {}
         self._slices: dict[ServiceRef, dict[str, EndpointSlice]] = {}
+        self._selection = Selection()
+        self._selected: dict[ServiceRef, list[EndpointSlice]] = {}  # what Pods are for Services
         #: By name; None: it is gone.
         self.nodes: dict[str, Node | None] = {}
         self.service_cidrs: dict[str, ServiceCIDR] = {}
@@ -68,18 +73,21 @@ class State:
         return MappingProxyType(self._services)
 
     def slices(self, ref: ServiceRef) -> list[EndpointSlice]:
-        """The EndpointSlices of a Service, by name, hidden ones too."""
+        """The EndpointSlices of a Service, hidden ones too: by name, then those of its Pods."""
         found = self._slices.get(ref, {})
-        return [found[name] for name in sorted(found)]
+        return [*(found[name] for name in sorted(found)), *self._selected.get(ref, ())]
 
     def slice_count(self) -> int:
         """How many EndpointSlices belong to some Service name."""
-        return sum(map(len, self._slices.values()))
+        return sum(map(len, chain(self._slices.values(), self._selected.values())))
 
     def endpoint_count(self) -> int:
         """How many endpoints these slices have, copies too."""
+        own = (found.values() for found in self._slices.values())
         return sum(
-            len(each.endpoints or ()) for found in self._slices.values() for each in found.values()
+            len(each.endpoints or ())
+            for found in chain(own, self._selected.values())
+            for each in found
         )
 
     def conflicts(self) -> list[ConflictError]:
@@ -117,7 +125,14 @@ class State:
             touched |= self._refresh(key, before)
         if not held:
             del self._held[origin]
+        for ref in touched:
+            self._select(ref)
         return touched
+
+    def _select(self, ref: ServiceRef) -> None:
+        self._selected.pop(ref, None)
+        if (service := self._services.get(ref)) and (pods := self._selection.pods(service)):
+            self._selected[ref] = slices_of(service, pods)
 
     def _effective(self, key: ObjectKey) -> Object | None:
         origins = self._origins.get(key)
@@ -145,6 +160,13 @@ class State:
                 self.service_cidrs[key.name] = after
             return set()
         touched: set[ServiceRef] = set()
+        if isinstance(before, Service | Pod):
+            self._selection.remove(before)
+        if isinstance(after, Service | Pod):
+            self._selection.add(after)
+        for pod in (before, after):
+            if isinstance(pod, Pod):
+                touched |= set(self._selection.services(pod))
         if before is not None and before.ref is not None:
             touched.add(before.ref)
             self._remove(before, before.ref)

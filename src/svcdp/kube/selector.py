@@ -1,0 +1,193 @@
+"""Pods and selectors: the EndpointSlices that a cluster's controller would write.
+
+The rules are those of the EndpointSlice controller (kubernetes/endpointslice, ``reconciler.go``
+and ``utils.go``), for whoever has Pods but no cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from svcdp.kube.model import (
+    SERVICE_NAME_LABEL,
+    Endpoint,
+    EndpointConditions,
+    EndpointPort,
+    EndpointSlice,
+    IPFamily,
+    ObjectKey,
+    ObjectMeta,
+    ObjectReference,
+    Pod,
+    Service,
+    ServicePort,
+    ServiceRef,
+    family_of,
+    parse_address,
+)
+
+__all__ = ["Selection", "slices_of"]
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+_Term = tuple[str, str, str]  # namespace, label, value
+
+
+class Selection:
+    """Which Services select which Pods.
+
+    One look costs what the smallest group with a label of the selector costs, not all Pods. Not
+    safe for several threads.
+    """
+
+    def __init__(self) -> None:
+        self._pods: dict[_Term, dict[ObjectKey, Pod]] = {}
+        self._services: dict[_Term, dict[ServiceRef, Service]] = {}  # by one term each
+
+    def add(self, found: Pod | Service) -> None:
+        """Take in an object that is not here yet."""
+        if isinstance(found, Pod):
+            for term in _labels(found):
+                self._pods.setdefault(term, {})[found.key] = found
+        elif terms := _selector(found):
+            self._services.setdefault(min(terms), {})[found.ref] = found
+
+    def remove(self, found: Pod | Service) -> None:
+        """Forget an object as it was added."""
+        if isinstance(found, Pod):
+            for term in _labels(found):
+                _drop(self._pods, term, found.key)
+        elif terms := _selector(found):
+            _drop(self._services, min(terms), found.ref)
+
+    def services(self, pod: Pod) -> Iterator[ServiceRef]:
+        """The Services that select a Pod."""
+        labels = _labels(pod)
+        for term in labels:
+            for ref, service in self._services.get(term, {}).items():
+                if _selector(service) <= labels:
+                    yield ref
+
+    def pods(self, service: Service) -> list[Pod]:
+        """The Pods that a Service selects, by name; none for one without a selector."""
+        terms = _selector(service)
+        if not terms:
+            return []
+        groups = [self._pods.get(term, {}) for term in terms]
+        chosen = min(groups, key=len)
+        keys = [key for key in chosen if all(key in group for group in groups)]
+        return [chosen[key] for key in sorted(keys)]
+
+
+def slices_of(service: Service, pods: Iterable[Pod]) -> list[EndpointSlice]:
+    """The endpoints that ``pods`` are for a Service, grouped by IP family and port numbers.
+
+    A Pod that has ended or has no address of a family is no endpoint of it. One without a Ready
+    condition is ready: nobody probes it.
+    """
+    groups: dict[tuple[IPFamily, tuple[EndpointPort, ...]], list[Endpoint]] = {}
+    if service.spec.type == "ExternalName":
+        return []
+    families = _families(service)
+    for pod in pods:
+        if pod.has_ended:
+            continue
+        ports = tuple(_ports(service, pod))
+        for address in _addresses(pod):
+            family = family_of(address)
+            if family in families and (ports or not service.spec.ports):
+                groups.setdefault((family, ports), []).append(_endpoint(service, pod, address))
+    return [
+        EndpointSlice(
+            metadata=ObjectMeta(
+                name=f"{service.metadata.name}-{family.lower()}-{index}",
+                namespace=service.metadata.namespace,
+                # The controller copies labels, so a hidden Service has hidden slices.
+                labels={**(service.metadata.labels or {}), SERVICE_NAME_LABEL: service.ref.name},
+            ),
+            address_type=family,
+            endpoints=tuple(groups[family, ports]),
+            ports=ports,
+        )
+        for index, (family, ports) in enumerate(sorted(groups, key=_order))
+    ]
+
+
+def _order(group: tuple[IPFamily, tuple[EndpointPort, ...]]) -> tuple[str, list[tuple[str, int]]]:
+    family, ports = group
+    return family, [(port.name or "", port.port or 0) for port in ports]
+
+
+def _labels(pod: Pod) -> set[_Term]:
+    namespace = pod.key.namespace
+    return {(namespace, *label) for label in (pod.metadata.labels or {}).items()}
+
+
+def _selector(service: Service) -> set[_Term]:
+    """Empty: it selects nothing, as its endpoints are somebody else's to name."""
+    namespace = service.ref.namespace
+    return {(namespace, *label) for label in (service.spec.selector or {}).items()}
+
+
+def _drop(groups: dict[_Term, dict[_Key, _Value]], term: _Term, key: _Key) -> None:
+    group = groups[term]
+    del group[key]
+    if not group:
+        del groups[term]
+
+
+def _families(service: Service) -> frozenset[IPFamily]:
+    spec = service.spec
+    if spec.ip_families:
+        return frozenset(spec.ip_families)
+    cluster_ips = spec.cluster_ips or (spec.cluster_ip or "",)
+    found = {family_of(text) for text in cluster_ips if text and text != "None"}
+    return frozenset(found or {"IPv4", "IPv6"})
+
+
+def _addresses(pod: Pod) -> Iterator[str]:
+    """One address of each family at most: the first."""
+    status = pod.status
+    if status is None:
+        return
+    seen: set[IPFamily] = set()
+    texts = [each.ip for each in status.pod_ips or ()] or [status.pod_ip or ""]
+    for text in texts:
+        if text:
+            address = parse_address(text)
+            if family_of(address) not in seen:
+                seen.add(family_of(address))
+                yield address
+
+
+def _ports(service: Service, pod: Pod) -> Iterator[EndpointPort]:
+    """The ports of a Service that a Pod has (controller's FindPort), each with its number."""
+    for port in service.spec.ports or ():
+        if number := _target(port, pod):
+            yield EndpointPort(name=port.name or "", port=number, protocol=port.protocol or "TCP")
+
+
+def _target(port: ServicePort, pod: Pod) -> int | None:
+    target = port.target_port
+    if not isinstance(target, str):
+        return target or port.port
+    protocol = port.protocol or "TCP"
+    for container in pod.containers:
+        for candidate in container.ports or ():
+            if candidate.name == target and (candidate.protocol or "TCP") == protocol:
+                return candidate.container_port
+    return None
+
+
+def _endpoint(service: Service, pod: Pod, address: str) -> Endpoint:
+    serving = pod.is_ready
+    terminating = pod.metadata.deletion_timestamp is not None
+    # "ready" is never true of a Pod that terminates, unless the Service asks for all of them.
+    ready = bool(service.spec.publish_not_ready_addresses) or (serving and not terminating)
+    return Endpoint(
+        addresses=(address,),
+        conditions=EndpointConditions(ready=ready, serving=serving, terminating=terminating),
+        node_name=(pod.spec and pod.spec.node_name) or None,
+        target_ref=ObjectReference(name=pod.metadata.name),
+    )
