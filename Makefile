@@ -51,8 +51,9 @@ build/cluster/apiserver: $(addprefix tests/cluster/,go.mod go.sum main.go)
 test-cluster: build build/cluster/apiserver ## what follows a real Kubernetes API server; needs Go
 	$(BIN)/pytest tests/cluster
 
-bench: build ## the core beside a plain C loop, as one table
+bench: build ## the core beside a plain C loop, clusters of 5,000 Services, the queue path
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.bench_sync
 	$(SUDO) $(BIN)/python benchmarks/bench_queue.py
 
 lint: build ## ruff and cython-lint

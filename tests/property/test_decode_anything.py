@@ -44,8 +44,10 @@ KEYS = st.sampled_from(
         "kubernetes.io/service-name",
     ]
 )
+# json writes characters beyond these as two escapes, which are one in JSON and an error in YAML.
+TEXT = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=4)
 VALUES: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers(-1, 70_000) | WORDS | st.text(max_size=4),
+    st.none() | st.booleans() | st.integers(-1, 70_000) | WORDS | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5),
     max_leaves=20,
 )
