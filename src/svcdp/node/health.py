@@ -5,13 +5,14 @@ check          fails when                                                  makes
 =============  ==========================================================  =====================
 ``updates``    the last update failed, or a change has waited for long     all
 ``rules``      the capture rules could not be brought up to date           all
-``sources``    a source cannot be read: at once, and for long              readyz, and healthz
+``sources``    a source cannot be read                                     readyz
 ``node``       the Node is being deleted, or tainted by the autoscaler     healthz
 ``start``      nothing is served yet                                       readyz
 =============  ==========================================================  =====================
 
-``livez`` and health-check node ports go by the first two: neither a restart nor another node
-helps where the API server is away, and what was known goes on to be served.
+``livez`` and health-check node ports go by the first two. Where the API server is away neither a
+restart nor another node helps, and what was known goes on to be served: load balancers, which go
+by ``healthz``, must not leave all nodes at once.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Health:
     @property
     def is_healthy(self) -> bool:
         """What ``/healthz`` says."""
-        return self.is_alive and self.node_eligible and self.stale_seconds < TIMEOUT
+        return self.is_alive and self.node_eligible
 
     @property
     def stale_seconds(self) -> float:

@@ -36,7 +36,7 @@ WRONG: dict[str, tuple[Callable[[], Progress], dict[str, Any], set[str]]] = {
     "a change waits for long": (lambda: replace(FINE, waiting_since=LONG), {}, set(PROBES)),
     "the rules": (lambda: FINE, {"rules_error": "no"}, set(PROBES)),
     "a source": (lambda: replace(FINE, unread_since=time.monotonic()), {}, {"readyz"}),
-    "a source, for long": (lambda: replace(FINE, unread_since=LONG), {}, {"healthz", "readyz"}),
+    "a source, for long": (lambda: replace(FINE, unread_since=LONG), {}, {"readyz"}),
     "the node": (lambda: FINE, {"node_eligible": False}, {"healthz"}),
 }
 
