@@ -91,15 +91,17 @@ class HttpServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        while len(self._clients) >= MAX_CLIENTS:  # many come before one that is told to go is gone
+            oldest = next(iter(self._clients))
+            del self._clients[oldest]
+            oldest.cancel()
         self._clients[task] = None
-        if len(self._clients) > MAX_CLIENTS:
-            next(iter(self._clients)).cancel()
         try:
             await self._converse(reader, writer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # it went away, or dawdled, or had to give way
         finally:
-            del self._clients[task]
+            self._clients.pop(task, None)
             writer.transport.abort()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

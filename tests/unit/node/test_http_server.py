@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from probing import DEADLINE, free_port, get, send
@@ -142,6 +142,24 @@ def test_the_silent_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
             assert ended == [b""] * 5
             for _, writer in silent:
                 writer.close()
+
+    asyncio.run(main())
+
+
+def test_many_at_once_are_no_more_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with serving() as [place]:
+            monkeypatch.setattr(http, "MAX_CLIENTS", 4)
+            monkeypatch.setattr(http, "READ_TIMEOUT", 10 * DEADLINE)
+            crowd = [socket.create_connection(place) for _ in range(16)]  # the loop stands still
+            assert (await get(place)).status == 203
+            for each in crowd[:12]:
+                each.setblocking(False)
+                with suppress(ConnectionResetError):
+                    assert await asyncio.wait_for(loop.sock_recv(each, 1), DEADLINE) == b""
+            for each in crowd:
+                each.close()
 
     asyncio.run(main())
 
