@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT = 10.0  # seconds
 ANSWER_TIMEOUT = 60.0  # seconds until an answer begins, plugins that log in included
 READ_TIMEOUT = 30.0  # seconds without a byte of an answer
+LONGEST_WAIT = 60.0  # seconds that a server may ask for; one that asks for more is asked anew
 LINE_MAX = 64 << 20  # bytes of an event; etcd holds objects of 1.5 MiB
 EXEC_V1 = "client.authentication.k8s.io/v1"
 
@@ -106,6 +107,8 @@ class Client:
                         raise ApiError(f"{self.url}: an event of more than {LINE_MAX >> 20} MiB")
             except httpx2.TransportError as error:
                 log.debug("a watch broke", extra={"path": path, "error": repr(error)})
+            except httpx2.DecodingError as error:
+                raise self._unreachable(error) from error
 
     async def close(self) -> None:
         """Idempotent. Whoever is still asking gets an ApiError."""
@@ -116,7 +119,7 @@ class Client:
         async with self._request(method, path, **more) as response:
             try:
                 return await response.aread()
-            except httpx2.TransportError as error:
+            except httpx2.HTTPError as error:
                 raise self._unreachable(error) from error
 
     @asynccontextmanager
@@ -134,8 +137,10 @@ class Client:
                 if response.status_code == 401:
                     session.is_good = False
                 if response.status_code >= 400:
-                    await response.aread()
-                    raise _refusal(self.url, response)
+                    body = b""
+                    with suppress(httpx2.HTTPError):  # the status says enough
+                        body = await response.aread()
+                    raise _refusal(self.url, response, body)
                 yield response
             finally:
                 await response.aclose()
@@ -205,14 +210,14 @@ def _speak_v1(user: User) -> None:
         user.exec.apiVersion = EXEC_V1 + "beta1"
 
 
-def _refusal(url: str, response: httpx2.Response) -> ApiError:
+def _refusal(url: str, response: httpx2.Response, body: bytes) -> ApiError:
     try:
-        message = msgspec.json.decode(response.content, type=_Status).message
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        message = msgspec.json.decode(body, type=_Status).message
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         message = ""
     wait = response.headers.get("Retry-After", "")
     return ApiError(
         f"{url}: {response.status_code} {response.reason_phrase}: {message or 'no reason given'}",
         status=response.status_code,
-        retry_after=float(wait) if wait.isascii() and wait.isdigit() else 0.0,
+        retry_after=min(float(wait), LONGEST_WAIT) if wait.isascii() and wait.isdigit() else 0.0,
     )

@@ -108,7 +108,7 @@ def decode_json(data: bytes, record: type[_Record]) -> _Record:
     """
     try:
         found = msgspec.json.decode(data, type=record)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         if not isinstance(error, msgspec.ValidationError):
             raise ManifestError(f"not JSON: {error}") from None
         message, at = _split(error, "$")

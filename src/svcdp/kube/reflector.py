@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -21,6 +22,7 @@ __all__ = ["ApiError", "Reflector", "Requests", "Resource"]
 PAGE = 500  # objects of a page of a list, as kubectl and client-go have it
 WATCH_TIME = (300, 600)  # seconds after which the server ends a watch; spreads the load
 SILENCE = 90.0  # seconds without a byte of a watch; bookmarks come once a minute
+SHORT = 1.0  # seconds; a watch that ends sooner, without a word, did not work (client-go's)
 GONE = 410
 FORBIDDEN, ABSENT = 403, 404
 ABSENT_RETRY = 300.0  # seconds until a resource that the server does not know is asked for again
@@ -199,6 +201,7 @@ class Reflector(Generic[Record]):
             "timeoutSeconds": str(random.randint(*WATCH_TIME)),
         }
         lines = self._client.watch(self._resource.path, params, self._silence)
+        began = time.monotonic()
         async with aclosing(lines):
             try:
                 async for line in lines:
@@ -208,6 +211,8 @@ class Reflector(Generic[Record]):
                     self._recover()
             except ApiError as error:
                 raise self._explained("watch", error) from error
+        if time.monotonic() - began >= SHORT:
+            self._progress = True  # nothing happened, and a balancer in between got tired of it
 
     def _event(self, event: _Event) -> None:
         if event.type == "ERROR":
@@ -264,7 +269,7 @@ class Reflector(Generic[Record]):
         """Nothing but an API server answers so; a proxy in between may not be one."""
         try:
             return msgspec.json.decode(data, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise ApiError(f"{self._client.url}: this is no API server's answer: {error}") from None
 
     def _explained(self, verb: str, error: ApiError) -> ApiError:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from svcdp.errors import SourceError
-from svcdp.kube import ApiServerSource, Change
+from svcdp.kube import ApiServerSource, Change, reflector
 from svcdp.kube.reflector import ApiError
 
 DEADLINE = 20.0
@@ -149,10 +149,29 @@ def test_pages_are_of_one_version_and_come_at_once() -> None:
 
 def test_errors_are_told_and_over_when_it_goes_on() -> None:
     server = FakeServer()
-    server.lists = [ApiError("no route"), b"<html>", listed(7, service("a"))]
+    deep = b'{"x":' + b"[" * 100_000
+    server.lists = [ApiError("no route"), b"<html>", deep, listed(7, service("a"))]
     server.watches = [[ApiError("reset", status=500)], [event("ADDED", service("b", 8))]]
     batches = follow(server, lambda held, source: set(held) == {"a", "b"} and not source.errors)
     assert batches[0]  # nothing before everything was listed
+
+
+def test_a_watch_in_which_nothing_happened_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        if seconds:
+            pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(reflector, "SHORT", 0.0)
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    server = FakeServer()
+    server.lists = [listed(7, service("a"))]
+    server.watches = [[], [], [event("ADDED", service("b", 8))]]
+    follow(server, lambda held, _: set(held) == {"a", "b"})
+    assert not pauses
 
 
 def test_an_object_that_cannot_be_read_counts_as_before() -> None:
