@@ -17,10 +17,14 @@ Result = TypeVar("Result")
 
 
 class Relay:
-    """Relays to a port of loopback, from a thread of its own, while the context lasts."""
+    """Relays to a port of loopback, from a thread of its own, while the context lasts.
 
-    def __init__(self, target: int) -> None:
+    ``listener``: a bound socket to listen at, which may be of another network namespace.
+    """
+
+    def __init__(self, target: int, listener: socket.socket | None = None) -> None:
         self._target = target
+        self._listener = listener
         self._rate = 0
         self._connections: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -31,8 +35,9 @@ class Relay:
 
     def __enter__(self) -> Relay:
         self._thread.start()
+        place = {"sock": self._listener} if self._listener else {"host": "127.0.0.1", "port": 0}
         self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop
+            asyncio.start_server(self._serve, **place), self._loop
         ).result()
         #: Where to connect to.
         self.port: int = self._server.sockets[0].getsockname()[1]
