@@ -45,7 +45,7 @@ Member = tuple[int, int, int, int, Config]
 METHODS = {"masq": 0, "local": 1, "tunnel": 2, "dr": 3}
 TUNNELS = {"ipip": 0, "gue": 1, "gre": 2}
 PLAIN: Config = (0, 0, False, 0, b"", 0, 0)
-REMOVALS = {"drain": 0, "expire": 1, "drop": 2}
+REMOVALS = {"drain": 0, "expire": 1, "drop": 2, "reset": 4}
 ENGINES = {"": 0, "sip": 1}
 HELPERS = ("", "ftp")
 FTP_PORT = 21
@@ -77,6 +77,7 @@ class Record:
     chooser: Callable[..., int | None] | None
     candidates: tuple[Handle, ...] | None
     persistence: int
+    is_timed: bool
     affinity: int
     masquerade: bytes | None
     members: list[Member]
@@ -90,6 +91,7 @@ class Record:
     one_packet: bool
     timeouts: int  #: class
     on_removal: int
+    grace: int
     mss_clamp: bool
     is_ftp: bool
 
@@ -240,7 +242,7 @@ def check_service(spec: ServiceSpec) -> ServiceSpec:
     for field in ("destinations", "rules", "scheduler_flags", "timeouts"):
         if not isinstance(getattr(spec, field), tuple | list):
             raise ConfigError(f"{spec!r}: {field} must be a tuple")
-    for field in ("one_packet", "mss_clamp"):
+    for field in ("one_packet", "mss_clamp", "persistence_timed"):
         check_flag(getattr(spec, field), f"{spec}: {field}")
     if spec.persistence is not None:
         check_number(spec.persistence, 1, SECONDS_MAX, f"{spec}: persistence (seconds)")
@@ -254,6 +256,7 @@ def check_service(spec: ServiceSpec) -> ServiceSpec:
     if not schedulers.is_table_size(spec.mh_table_size):
         raise ConfigError(f"{spec}: mh_table_size {spec.mh_table_size} is no prime")
     check_choice(spec.on_removal, REMOVALS, f"{spec}: on_removal")
+    check_grace(spec)
     check_choice(spec.persistence_engine, ENGINES, f"{spec}: persistence_engine")
     check_choice(spec.helper, HELPERS, f"{spec}: helper")
     if spec.persistence_engine and (protocol != "udp" or spec.persistence is None):
@@ -263,6 +266,15 @@ def check_service(spec: ServiceSpec) -> ServiceSpec:
     if spec.one_packet and protocol not in ("udp", "fwmark"):
         raise ConfigError(f"{spec}: one_packet needs udp")
     return replace(spec, address=address) if spec.address != address else spec
+
+
+def check_grace(spec: ServiceSpec) -> None:
+    """ConfigError unless connections are given a time that they can have."""
+    grace = spec.removal_grace
+    if not isinstance(grace, int | float) or not 0 <= grace <= SECONDS_MAX:
+        raise ConfigError(f"{spec}: removal_grace {grace!r} is not 0 to {SECONDS_MAX} seconds")
+    if grace and spec.on_removal != "reset":
+        raise ConfigError(f"{spec}: removal_grace needs on_removal reset")
 
 
 def ports_of(spec: ServiceSpec) -> tuple[int, int]:
@@ -505,6 +517,7 @@ def compile_service(
             if specs[endpoint].weight
         ),
         persistence=(spec.persistence or 0) * 10**9,
+        is_timed=spec.persistence_timed,
         affinity=affinity,
         masquerade=masquerade,
         members=members,
@@ -518,6 +531,7 @@ def compile_service(
         one_packet=spec.one_packet,
         timeouts=timeouts,
         on_removal=REMOVALS[spec.on_removal],
+        grace=int(spec.removal_grace * 10**9),
         mss_clamp=spec.mss_clamp,
         is_ftp=spec.helper == "ftp",
     )

@@ -198,14 +198,18 @@ class ServiceSpec:
 
     ``persistence`` is the affinity timeout in seconds (None: off). Services that
     share a non-empty ``persistence_group`` share their affinity (kube-proxy keys
-    it by service port, not by the address that was dialled). Clients that agree in the first
+    it by service port, not by the address that was dialled). An affinity lasts that long from its
+    last new connection, and as long as connections made by it (IPVS), unless it is
+    ``persistence_timed``: then no longer (kube-proxy). Clients that agree in the first
     ``persistence_netmask`` bits of their address are one client; ``persistence_engine`` "sip"
     binds calls (Call-ID, RFC 3261) instead of clients.
     ``one_packet`` schedules each UDP datagram by itself.
     ``timeouts`` are (state, seconds) that replace the dataplane's.
     ``on_removal`` says what becomes of connections whose destination is removed: they go on
     until they end ("drain"; UDP, which has no end, is scheduled anew), they are forgotten
-    ("expire"), or their packets are dropped ("drop"; what IPVS does by default).
+    ("expire"), their packets are dropped ("drop"; what IPVS does by default), or both ends of
+    those over TCP hear of a reset when they next send ("reset"), once they had ``removal_grace``
+    seconds more, counted from the first packet or sweep after the removal.
 
     ``masquerade_address`` is the source address given to masqueraded connections;
     where it is set, a client that would reach itself (hairpin) is masqueraded too.
@@ -231,9 +235,11 @@ class ServiceSpec:
     persistence_engine: str = ""
     one_packet: bool = False
     timeouts: tuple[tuple[str, float], ...] = ()
-    on_removal: Literal["drain", "expire", "drop"] = "drain"
+    on_removal: Literal["drain", "expire", "drop", "reset"] = "drain"
     mss_clamp: bool = False
     helper: str = ""
+    persistence_timed: bool = False
+    removal_grace: float = 0
 
     @property
     def key(self) -> tuple[str, int, str]:

@@ -82,6 +82,27 @@ FIELDS = [
         dict.fromkeys((HTTP, HTTP6, DNS, DNS6), "expire"),
     ),
     case(
+        "drain",
+        {"on-endpoint-removal": "drain = 30s"},
+        {},
+        "removal_grace",
+        dict.fromkeys((HTTP, HTTP6, DNS, DNS6), 30),
+    ),
+    case(
+        "time of affinity",
+        {},
+        STICKY,
+        "persistence_timed",
+        dict.fromkeys((HTTP, HTTP6, DNS, DNS6), True),
+    ),
+    case(
+        "reset",
+        {"on-endpoint-removal": "reset"},
+        {},
+        "on_removal",
+        dict.fromkeys((HTTP, HTTP6, DNS, DNS6), "reset"),
+    ),
+    case(
         "netmask",
         {"persistence-netmask": "ipv4=24, ipv6=64"},
         STICKY,
@@ -209,7 +230,12 @@ MISTAKES = [
     case("no timeout", {"timeouts": "udp"}, "'udp' is not of the form udp=30, established=7200"),
     case("timeout 0", {"timeouts": "udp=0"}, "'0' is not a number from 1"),
     case("two timeouts", {"timeouts": "udp=1,udp=2"}, "'udp' is given twice"),
-    case("removal", {"on-endpoint-removal": "keep"}, "drain, drop, expire; 'drain' stays"),
+    case("removal", {"on-endpoint-removal": "keep"}, "drain, drop, expire, reset; 'drain' stays"),
+    case(
+        "time", {"on-endpoint-removal": "drain=soon"}, "'drain=soon' is not of the form drain=30s"
+    ),
+    case("no time", {"on-endpoint-removal": "drain=0s"}, "'0' is not a number from 1"),
+    case("expire", {"on-endpoint-removal": "expire=3s"}, "'expire=3s' is not of the form"),
     case("one packet", {"one-packet": "1"}, "'1' is neither true nor false"),
     case("netmask", {"persistence-netmask": "ipv4=33"}, "'33' is not a number from 1 to 32"),
     case("family", {"persistence-netmask": "24"}, "'24' is not of the form ipv4=24, ipv6=64"),

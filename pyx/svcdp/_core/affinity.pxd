@@ -133,7 +133,8 @@ cdef inline uint32_t hang_on(
     int64_t now
 ) noexcept nogil:
     """Bind a key to a destination, or bind it for longer, for a connection that will hang on
-    it: the template's record. Let go of it by `let_go`.
+    it: the template's record. Let go of it by `let_go`. 0 where none does: an affinity of
+    `Service.is_timed` has only its time.
 
     Templates take no more than half of the table, and a client that finds no room stays unbound
     (0): connections matter more.
@@ -170,8 +171,9 @@ cdef inline uint32_t hang_on(
                 return 0
             template = other
     bind_template(template, service, target, now)
-    add_u32(&template.packets, 1)
-    result = index_of(&engine.table, template, words)
+    if not service.is_timed:
+        add_u32(&template.packets, 1)
+        result = index_of(&engine.table, template, words)
     spin_unlock(&template.lock)
     return result
 
@@ -185,7 +187,7 @@ cdef inline uint32_t hang_on_known(
     cdef Conn *template
     cdef uint32_t direction
     cdef uint32_t result = 0
-    if not affinity_of(engine, service, NULL, packet, &affinity):
+    if service.is_timed or not affinity_of(engine, service, NULL, packet, &affinity):
         return 0
     template = find(&engine.table, &affinity.view, &direction)
     if template is NULL:

@@ -262,7 +262,9 @@ cdef inline Conn *find_awaited(
     if conn is NULL:
         return NULL
     if conn.flags & CONN_WATCHED:
-        found[0] = judge_watched(engine, conn)
+        found[0] = judge_watched(engine, conn, FROM_CLIENT, now)
+        if found[0] == RESET:
+            found[0] = DROP
     if found[0] == FORGET or not conn.flags & CONN_NO_CLIENT_PORT or conn.deadline <= now:
         found[0] = USE
         spin_unlock(&conn.lock)

@@ -70,7 +70,7 @@ cdef class Core:
     cdef void attend(self) noexcept
     cdef list new_configs(self, list services)
     cdef void free_config(self, void *config) noexcept
-    cdef void change_removal(self, Dest *target, uint8_t on_removal) noexcept
+    cdef void change_removal(self, Dest *target, const Service *service) noexcept
     cdef void watch_removals(self) noexcept
     cdef void publish_destination(self, Service *service, object record) noexcept
     cdef void copy_record(self, uint32_t pool, uint32_t index, uint8_t *copy) noexcept

@@ -774,23 +774,26 @@ cdef class Core:
         cdef uint32_t i
         cdef Dest *target
         cdef Service *before = self.find_service(record)
-        if before is not NULL and before.on_removal != service.on_removal:
+        if before is not NULL and (
+            before.on_removal != service.on_removal or before.grace != service.grace
+        ):
             # Also of those that are being removed.
             for i in range(before.member_count):
-                self.change_removal(before.members[i].destination, service.on_removal)
+                self.change_removal(before.members[i].destination, service)
         for i in range(service.member_count):
             target = service.members[i].destination
             _, weight, upper, lower, _ = record.members[i]
             store_u32(&target.weight, weight)
             store_u32(&target.upper, upper)
             store_u32(&target.lower, lower)
-            self.change_removal(target, service.on_removal)
+            self.change_removal(target, service)
             reconsider(target)
 
-    cdef void change_removal(self, Dest *target, uint8_t on_removal) noexcept:
-        if target.on_removal == REMOVAL_DRAIN and on_removal != REMOVAL_DRAIN:
+    cdef void change_removal(self, Dest *target, const Service *service) noexcept:
+        if target.on_removal == REMOVAL_DRAIN and service.on_removal != REMOVAL_DRAIN:
             self.unwatched = True
-        store_u8(&target.on_removal, on_removal)
+        store_i64(&target.grace, service.grace)
+        store_u8(&target.on_removal, service.on_removal)
 
     cdef void watch_removals(self) noexcept:
         """Have packets of all connections look whether their destination was removed, unless it
@@ -866,6 +869,7 @@ cdef class Core:
         for pointer, (record, *_) in zip(added, services):
             self.publish_destination(<Service *><uintptr_t>pointer, record)
         for id in removed_ids:
+            store_i64(&dest_of(&self.engine.destinations, id).reset_at, 0)
             dest_of(&self.engine.destinations, id).removed = True
         for id in restored_ids:
             dest_of(&self.engine.destinations, id).removed = False

@@ -49,8 +49,11 @@ cdef inline uint32_t judge(
             verdict = judge_opening(engine, conn)
             if verdict != USE:
                 return verdict
-        if unlikely(conn.flags & CONN_WATCHED):
-            return judge_watched(engine, conn)
+    if unlikely(conn.flags & CONN_WATCHED) and not view.quoted:
+        verdict = judge_watched(engine, conn, direction, now)
+        # Who opens a connection anew need not hear of the end of the old one.
+        return FORGET if verdict == RESET and direction == FROM_CLIENT and reopens(
+            data, view) else verdict
     return USE
 
 
@@ -91,6 +94,11 @@ cdef inline Conn *route(
         if unlikely(found == DROP):
             spin_unlock(&conn.lock)
             decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_DESTINATION_GONE)
+            return NULL
+        if unlikely(found == RESET):
+            spin_unlock(&conn.lock)
+            reject(
+                engine, worker, packet, view, SVCDP_REASON_DESTINATION_GONE, SVCDP_ANSWER_DEFAULT)
             return NULL
         if unlikely(found == FORGET):
             conn.deadline = now

@@ -13,7 +13,7 @@ cdef enum:
     # an id can be turned into a pointer without a lock. Id 0 is nobody.
     DESTINATION_CHUNK = 1024
     DESTINATION_CHUNKS = 4096
-    CACHE_LINE = 64            # bytes; a Dest is one
+    CACHE_LINE = 64            # bytes; a Dest is two, and most packets see the first only
 
     # Forwarding methods, as the kernel numbers them (uapi/linux/ip_vs.h).
     METHOD_MASQ = 0
@@ -35,6 +35,7 @@ cdef enum:
     REMOVAL_EXPIRE = 1
     REMOVAL_DROP = 2
     REMOVAL_UNSET = 3          # of a destination that no service has had yet
+    REMOVAL_RESET = 4
 
     ENGINE_NONE = 0
     ENGINE_SIP = 1
@@ -77,6 +78,9 @@ cdef struct Dest:
     uint16_t generation        # how often the id was given up
     uint32_t weight            # in its service
     DestConfig *config         # of the destination; freed when no packet can see it
+    int64_t grace              # ns that REMOVAL_RESET leaves to connections
+    int64_t reset_at           # when it is over; 0: nobody looked since the removal
+    uint8_t padding[48]
 
 # One per destination and worker, so that counting shares no cache line with other workers.
 cdef struct Traffic:
@@ -133,10 +137,12 @@ cdef struct Service:
     uint8_t timeouts           # class of timeouts
     uint8_t on_removal
     uint8_t mss_clamp
+    uint8_t is_timed           # affinity ends with its time, whatever hangs on it
     uint8_t netmask[16]        # of clients, for persistence
     uint8_t masquerade[16]     # source address of masqueraded connections
     uint32_t affinity          # id of the persistence group
     int64_t persistence        # ns, 0: off
+    int64_t grace              # ns, of REMOVAL_RESET
     uint32_t member_count
     uint32_t rule_count
     uint64_t weight_total

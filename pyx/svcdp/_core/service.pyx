@@ -67,11 +67,13 @@ cdef int fill(Service *service, object record, DestinationTable *destinations) e
     service.table_size = record.table_size
     service.affinity = record.affinity
     service.persistence = record.persistence
+    service.is_timed = record.is_timed
     copy_bytes(service.netmask, record.netmask)
     service.engine = record.engine
     service.one_packet = record.one_packet
     service.timeouts = record.timeouts
     service.on_removal = record.on_removal
+    service.grace = record.grace
     service.mss_clamp = record.mss_clamp
     service.is_ftp = record.is_ftp
     if record.masquerade is not None:

@@ -16,6 +16,7 @@ cdef enum:
     USE = 0
     FORGET = 1                 # the connection is over: the packet is one of none
     DROP = 2
+    RESET = 3
 
 
 cdef inline void expire(
@@ -46,17 +47,45 @@ cdef inline bint is_orphan(Engine *engine, const Conn *conn) noexcept nogil:
     target = dest_of(&engine.destinations, conn.destination)
     return target.removed and (
         target.on_removal == REMOVAL_EXPIRE
-        or (target.on_removal == REMOVAL_DRAIN and conn.protocol == PROTOCOL_UDP))
+        or (target.on_removal != REMOVAL_DROP and conn.protocol == PROTOCOL_UDP))
 
 
-cdef inline uint32_t judge_watched(Engine *engine, const Conn *conn) noexcept nogil:
+cdef inline bint is_time_up(Dest *target, int64_t now) noexcept nogil:
+    """Whether connections of a removed destination had the time that REMOVAL_RESET leaves them.
+    It begins with the first look: nobody but packets knows what time it is.
+    """
+    cdef int64_t due = load_i64(&target.reset_at)
+    if due == 0:
+        due = now + target.grace
+        store_i64(&target.reset_at, due)
+    return due <= now
+
+
+cdef inline uint32_t judge_watched(
+    Engine *engine, const Conn *conn, uint32_t direction, int64_t now
+) noexcept nogil:
     """What a packet finds in a connection of CONN_WATCHED."""
-    cdef const Dest *target = dest_of(&engine.destinations, conn.destination)
+    cdef Dest *target = dest_of(&engine.destinations, conn.destination)
     if likely(not target.removed):
+        return USE
+    if target.on_removal == REMOVAL_RESET and conn.protocol != PROTOCOL_UDP:
+        if not is_time_up(target, now):
+            return USE
+        return RESET if conn.protocol == PROTOCOL_TCP else FORGET
+    if direction == FROM_DESTINATION:
         return USE
     if target.on_removal == REMOVAL_DROP:
         return DROP
     return FORGET if is_orphan(engine, conn) else USE
+
+
+cdef inline bint is_leaving(Engine *engine, const Conn *conn) noexcept nogil:
+    """A connection that is to be reset some time, because its destination is gone."""
+    cdef const Dest *target
+    if not conn.flags & CONN_WATCHED or conn.protocol == CONN_FREE:
+        return False
+    target = dest_of(&engine.destinations, conn.destination)
+    return target.removed and target.on_removal == REMOVAL_RESET
 
 
 cdef inline bint controls(Engine *engine, const Conn *conn) noexcept nogil:
@@ -81,6 +110,8 @@ cdef inline void sweep_record(
     spin_lock(&conn.lock)
     if is_orphan(engine, conn):
         conn.deadline = now
+    elif is_leaving(engine, conn):
+        is_time_up(dest_of(&engine.destinations, conn.destination), now)
     elif conn.deadline <= now and controls(engine, conn):
         conn.deadline = now + 60 * SECOND
     over = conn.protocol != CONN_FREE and conn.deadline <= now

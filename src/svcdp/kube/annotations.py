@@ -20,7 +20,10 @@
 ``svcdp.io/port-range``            ``rtp=30000-30100``: the port named rtp, 30000, is
                                    all of these; without a name if there is one port
 ``svcdp.io/timeouts``              ``udp=30, established=7200``: seconds by state
-``svcdp.io/on-endpoint-removal``   ``drain``, ``expire`` or ``drop`` its connections
+``svcdp.io/on-endpoint-removal``   ``drain``: its connections go on until they end;
+                                   ``drain=30s``: for that long, and then both ends
+                                   of those over TCP hear of a reset; ``reset``: they
+                                   hear it at once; ``expire`` or ``drop`` them
 ``svcdp.io/one-packet``            ``true``: each datagram is scheduled by itself
 ``svcdp.io/persistence-netmask``   ``ipv4=24, ipv6=64``: clients that agree in so many
                                    bits are one for session affinity
@@ -62,6 +65,15 @@ STATES = frozenset(
 )
 
 T = TypeVar("T")
+RemovalPolicy = Literal["drain", "expire", "drop", "reset"]
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What becomes of connections whose endpoint is removed, and after how many seconds."""
+
+    policy: RemovalPolicy = "drain"
+    grace: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,7 @@ class Annotations:
     lower: int = 0
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     timeouts: tuple[tuple[str, float], ...] = ()
-    on_removal: Literal["drain", "expire", "drop"] = "drain"
+    removal: Removal = field(default_factory=Removal)
     one_packet: bool = False
     netmasks: Mapping[str, int] = field(default_factory=dict)
     engine: str = ""
@@ -104,7 +116,8 @@ class Annotations:
             "persistence_engine": self.engine if sticky and port.protocol == "UDP" else "",
             "one_packet": self.one_packet and port.protocol == "UDP",
             "timeouts": self.timeouts,
-            "on_removal": self.on_removal,
+            "on_removal": self.removal.policy,
+            "removal_grace": self.removal.grace,
             "helper": self.helper if port.protocol == "TCP" else "",
         }
 
@@ -153,10 +166,7 @@ def read_annotations(
         lower=thresholds.get("lower", 0),
         ranges=take("port-range", _ranges(service), {}, "each port is one"),
         timeouts=take("timeouts", _timeouts, (), "the usual ones stay in force"),
-        on_removal=cast(
-            Literal["drain", "expire", "drop"],
-            take("on-endpoint-removal", _choice(("drain", "expire", "drop")), "drain"),
-        ),
+        removal=take("on-endpoint-removal", _removal, Removal(), "'drain' stays in force"),
         one_packet=take("one-packet", _switch, False),
         netmasks=take("persistence-netmask", _netmasks, {}, "each address is a client"),
         engine=take("persistence-engine", _choice(("sip",)), ""),
@@ -180,6 +190,16 @@ def _choice(choices: Iterable[str], *more: str) -> Callable[[str], str]:
         raise ManifestError(f"{text!r} is not one of {', '.join(sorted(choices))}")
 
     return read
+
+
+def _removal(text: str) -> Removal:
+    policy, given, time = text.partition("=")
+    if not given:
+        names = ("drain", "expire", "drop", "reset")
+        return Removal(cast(RemovalPolicy, _choice(names)(text)))
+    if policy.strip() != "drain" or not time.strip().endswith("s"):
+        raise ManifestError(f"{text!r} is not of the form drain=30s")
+    return Removal("reset", _number(1, _MAX)(time.strip().removesuffix("s")))
 
 
 def _switch(text: str) -> bool:

@@ -143,6 +143,7 @@ def resolve_service(
                 protocol=key.protocol.lower(),
                 destinations=_destinations(sets.cluster, annotations),
                 persistence=_persistence(service),
+                persistence_timed=_persistence(service) is not None,
                 # Affinity is a service port's, whichever of its addresses is dialled.
                 persistence_group=_group(service, key),
                 rules=cluster_ip_rules(node, family),

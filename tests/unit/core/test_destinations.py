@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import wire
-from bench import SECOND, VIRTUAL, Bench
+from bench import CLIENT, SECOND, VIRTUAL, Bench
 
 import svcdp
 from svcdp import DestinationSpec, Reason, Verdict
@@ -235,6 +235,66 @@ def test_drop(protocol: str) -> None:
     # Dropped packets do not keep it: it ends with its time.
     bench.now += 901 * SECOND
     assert bench.send(protocol=protocol).destination == TWO
+
+
+@pytest.mark.parametrize("grace", [0, 30])
+@pytest.mark.parametrize("then", ["other", "nobody", "no service"])
+def test_reset(grace: int, then: str) -> None:
+    """Both ends hear of it when they next send, once their time is over."""
+    bench = Bench()
+    fields: dict[str, Any] = {"on_removal": "reset", "removal_grace": grace}
+    bench.serve(D1, **fields)
+    bench.send()
+    bench.reply(source=ONE)
+    bench.send("A")
+    if then == "no service":
+        bench.dp.apply([])
+    else:
+        bench.serve(*([D2] if then == "other" else []), **fields)
+    if grace:
+        for _ in range(2):
+            assert bench.send("A").reason == Reason.ESTABLISHED
+            assert bench.reply("A", source=ONE).reason == Reason.REPLY
+            bench.now += 15 * SECOND
+    for packet, sender in [
+        (wire.packet("tcp", CLIENT[4], 40000, VIRTUAL[4], 80, "A"), VIRTUAL[4]),
+        (wire.packet("tcp", *ONE, CLIENT[4], 40000, "A"), CLIENT[4]),
+    ]:
+        result = bench.dp.process(bytearray(packet))
+        assert (result.verdict, result.reason) == (Verdict.REJECT, Reason.DESTINATION_GONE)
+        reset = wire.read(result.packet)
+        assert (reset.source, reset.protocol) == (sender, 6)
+        assert bytes(result.packet)[33] & 4, "RST"
+        assert wire.is_intact(result.packet)
+    assert bench.send("R").packet is None, "no reset of a reset"
+    result = bench.send("S")
+    expected = {"other": Reason.NEW, "nobody": Reason.NO_DESTINATION}
+    assert result.reason == expected.get(then, Reason.NO_SERVICE)
+
+
+def test_the_time_until_a_reset_begins_with_a_look_and_ends_with_a_return() -> None:
+    bench = Bench()
+    bench.serve(D1, on_removal="reset", removal_grace=10)
+    bench.send()
+    bench.serve(D2, on_removal="reset", removal_grace=10)
+    bench.dp.sweep()
+    bench.now += 9 * SECOND
+    assert bench.send("A").reason == Reason.ESTABLISHED
+    bench.serve(D1, D2, on_removal="reset", removal_grace=10)
+    bench.now += 9 * SECOND
+    assert bench.send("A").reason == Reason.ESTABLISHED
+    bench.serve(D2, on_removal="reset", removal_grace=10)
+    assert bench.send("A").reason == Reason.ESTABLISHED
+    bench.now += 10 * SECOND
+    assert bench.send("A").verdict == Verdict.REJECT
+
+
+def test_a_reset_is_nothing_to_udp_which_goes_elsewhere_at_once() -> None:
+    bench = Bench()
+    bench.serve(D1, protocol="udp", on_removal="reset", removal_grace=10)
+    bench.send(protocol="udp")
+    bench.serve(D2, protocol="udp", on_removal="reset", removal_grace=10)
+    assert bench.send(protocol="udp").destination == TWO
 
 
 @pytest.mark.parametrize("on_removal", ["drain", "expire", "drop"])

@@ -144,6 +144,26 @@ def test_a_template_outlives_its_time_while_connections_hang_on_it() -> None:
     assert (stats.connections, stats.persistence_templates) == (0, 0)
 
 
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_timed_one_has_its_time_only(protocol: str) -> None:
+    """kube-proxy's rule: the time since the last new connection, whatever is still open."""
+    bench = Bench()
+    bench.serve(ONE, TWO, protocol=protocol, persistence=100, persistence_timed=True)
+    first = bench.send(protocol=protocol, port=1).destination
+    bench.send("A", protocol=protocol, port=1)
+    bench.now += 99 * SECOND
+    assert bench.send(protocol=protocol, port=2).destination == first, "and begins anew"
+    bench.send("A", protocol=protocol, port=2)
+    bench.now += 99 * SECOND
+    bench.dp.sweep()
+    assert bench.send("A", protocol=protocol, port=1).reason == Reason.ESTABLISHED
+    bench.now += SECOND
+    bench.dp.sweep()
+    assert bench.dp.stats().persistence_templates == 0, "packets do not renew it"
+    assert bench.send(protocol=protocol, port=3).destination != first
+    assert bench.send("A", protocol=protocol, port=2).destination == first
+
+
 def test_an_ended_template_binds_nobody() -> None:
     bench = Bench()
     bench.serve(ONE, TWO, protocol="udp", persistence=400)
