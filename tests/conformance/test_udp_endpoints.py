@@ -4,14 +4,18 @@ told that there is none, with the next datagram.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import pytest
 import wire
 from kube_objects import case, endpoint, endpoints, port, service
 
-from svcdp import Dataplane, Reason, Verdict
-from svcdp.kube import NodeContext, resolve
+from svcdp import Dataplane, Reason, ServiceSpec, SvcdpError, Verdict
+from svcdp.kube import Change, NodeContext, resolve
+from svcdp.kube.decode import decode_value
+from svcdp.sync import Sync
 
 NODE = NodeContext(name="n1", addresses=["192.0.2.1"], pod_cidrs=["10.1.0.0/16"])
 POD, OUTSIDE = "10.1.9.9", "198.51.100.7"
@@ -120,3 +124,65 @@ def test_a_sweep_forgets_idle_flows_and_others_stay() -> None:
     dataplane.sweep()
     assert {connection.destination for connection in dataplane.connections()} == {B}
     assert dataplane.stats().connections == 4
+
+
+class Told:
+    """A source that says what a test tells it."""
+
+    name = "test"
+
+    def __init__(self) -> None:
+        self.errors: list[SvcdpError] = []
+        self.queue: asyncio.Queue[list[Change]] = asyncio.Queue()
+
+    def say(self, *manifests: Any, gone: Sequence[Any] = ()) -> None:
+        records = [record for each in manifests for record in decode_value(each)]
+        keys = tuple(record.key for each in gone for record in decode_value(each))
+        self.queue.put_nowait([Change(objects=tuple(records), deleted=keys)])
+
+    async def changes(self) -> AsyncIterator[Sequence[Change]]:
+        while True:
+            yield await self.queue.get()
+
+
+class Served:
+    """A mode that is a dataplane and nothing else."""
+
+    def __init__(self) -> None:
+        self.dataplane = Dataplane(1000, seed=1, clock=lambda: 0)
+
+    def update(self, specs: Iterable[ServiceSpec], removed: Iterable[tuple[str, int, str]]) -> None:
+        self.dataplane.update(specs, removed)
+
+
+@pytest.mark.parametrize("to", ADDRESSES, ids=str)
+def test_from_objects_to_packets(to: tuple[str, int]) -> None:
+    """By the daemon's way: each change is committed, and the next datagram knows."""
+
+    async def test() -> None:
+        mode, source = Served(), Told()
+        async with Sync(mode, NODE) as sync:
+            sync.follow(source)
+            service, slice_of_a = objects(A)
+            source.say(service)
+            await sync.ready()
+            assert send(mode.dataplane, to).verdict == Verdict.REJECT
+            source.say(slice_of_a)
+            await sync.wait(1)
+            assert send(mode.dataplane, to).destination == (A, 53)
+            source.say(objects(B)[1])
+            await sync.wait(2)
+            assert send(mode.dataplane, to).destination == (B, 53)
+            source.say(gone=[slice_of_a])
+            await sync.wait(3)
+            assert send(mode.dataplane, to).verdict == Verdict.REJECT
+            source.say(gone=[service])
+            await sync.wait(4)
+            assert send(mode.dataplane, to).reason == Reason.NO_SERVICE
+            assert mode.dataplane.stats().connections == 0
+
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(bounded())
