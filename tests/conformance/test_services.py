@@ -251,6 +251,12 @@ def test_what_the_node_cannot_do_keeps_the_default() -> None:
     assert resolve([service(annotations=mine)], node)[0].scheduler == "mine"
 
 
+@pytest.mark.parametrize("annotations", [{}, {"svcdp.io/thresholds": "upper=9"}])
+def test_a_service_that_names_no_scheduler_has_the_nodes(annotations: dict[str, str]) -> None:
+    (spec,) = resolve([service(annotations=annotations)], NodeContext(scheduler="lc"))
+    assert spec.scheduler == "lc"
+
+
 OLD, NEW = "2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"
 CONFLICTS = [
     # two Services of one address, who has it

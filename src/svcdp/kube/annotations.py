@@ -135,7 +135,8 @@ def read_annotations(
         if name.startswith(_PREFIX)
     }
     if not texts:
-        return _DEFAULTS, []
+        is_usual = node.scheduler == _DEFAULTS.scheduler
+        return _DEFAULTS if is_usual else Annotations(scheduler=node.scheduler), []
     problems: list[ManifestError] = []
 
     def take(name: str, read: Callable[[str], T], default: T, otherwise: str = "") -> T:

@@ -237,16 +237,22 @@ def _problems(found: Object) -> Iterator[tuple[str, str]]:
                 yield from _server_problems(f".status.podIPs[{index}].ip", each.ip)
     elif isinstance(found, Node) and found.spec:
         yield from _cidr_problems(".spec.podCIDRs", found.spec.pod_cidrs)
+        if found.spec.pod_cidr:
+            yield from _cidr_problem(".spec.podCIDR", found.spec.pod_cidr)
     elif isinstance(found, ServiceCIDR) and found.spec:
         yield from _cidr_problems(".spec.cidrs", found.spec.cidrs)
 
 
 def _cidr_problems(path: str, texts: Iterable[str] | None) -> Iterator[tuple[str, str]]:
     for index, text in enumerate(texts or ()):
-        try:
-            parse_cidr(text)
-        except ManifestError as error:
-            yield f"{path}[{index}]", error.message
+        yield from _cidr_problem(f"{path}[{index}]", text)
+
+
+def _cidr_problem(path: str, text: str) -> Iterator[tuple[str, str]]:
+    try:
+        parse_cidr(text)
+    except ManifestError as error:
+        yield path, error.message
 
 
 def _address_problems(path: str, text: str) -> Iterator[tuple[str, str]]:

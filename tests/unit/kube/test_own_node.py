@@ -108,6 +108,7 @@ def test_service_cidrs_are_added_to_those_of_the_settings() -> None:
     [
         (service_cidr("10.96.0.0/12", "10.96"), "$.spec.cidrs[1]"),
         (node(pods=("10.1.0.0/40",)), "$.spec.podCIDRs[0]"),
+        ({**node(), "spec": {"podCIDR": "10.1"}}, "$.spec.podCIDR"),
     ],
 )
 def test_what_is_no_network_is_a_mistake(value: Any, field: str) -> None:
