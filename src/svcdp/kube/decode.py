@@ -276,18 +276,19 @@ def _cluster_ip_problems(service: Service) -> Iterator[tuple[str, str]]:
     fields += [
         (f".spec.clusterIPs[{index}]", text) for index, text in enumerate(spec.cluster_ips or ())
     ]
+    is_headless = spec.cluster_ip in (None, "", "None")
     bad = False
     for path, text in fields:
-        if text != "None":
+        if text != "None" or not is_headless:
             for problem in _address_problems(path, text):
                 bad = True
                 yield problem
     if bad:
         return
-    pairs = zip(spec.cluster_ips or (), spec.ip_families or (), strict=False)
-    for index, (text, family) in enumerate(pairs):
+    named = fields[1:] or fields
+    for (path, text), family in zip(named, spec.ip_families or (), strict=False):
         if text != "None" and family_of(parse_address(text)) != family:
-            yield f".spec.clusterIPs[{index}]", f"{text} is not {family} as ipFamilies says"
+            yield path, f"{text} is not {family} as ipFamilies says"
 
 
 def _port_problems(service: Service) -> Iterator[tuple[str, str]]:

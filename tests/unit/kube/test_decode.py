@@ -125,6 +125,7 @@ MISTAKES = [
     (SERVICE, b"clusterIP: 10.96.0.10", b"clusterIP: [1]", 6, "$.spec.clusterIP", WEB),
     (SERVICE, b"'fd00::10'", b"'fd00::10%eth0'", 7, "$.spec.clusterIPs[1]", WEB),
     (SERVICE, b"'fd00::10'", b"'10.0.0.1'", 7, "$.spec.clusterIPs[1]", WEB),
+    (SERVICE, b"'fd00::10'", b"None", 7, "$.spec.clusterIPs[1]", WEB),
     (SERVICE, b"[IPv4, IPv6]", b"[IPv4, IPv5]", 8, "$.spec.ipFamilies[1]", WEB),
     (
         SERVICE,
