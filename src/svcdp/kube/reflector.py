@@ -284,8 +284,11 @@ class Reflector(Generic[Record]):
             self._tell()
 
     def _do_without(self, error: ApiError) -> None:
-        """There are none. That one may not know is a problem, but none of the source's."""
-        self._replace((), "")
+        """There are none, or those that were known before. That one may not know is a problem, but
+        none of the source's.
+        """
+        if not self.listed:
+            self._replace((), "")
         if error.status != ABSENT:
             self._lost = SvcdpError(str(error))
             self._tell()

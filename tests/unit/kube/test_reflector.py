@@ -203,6 +203,27 @@ def test_a_version_that_the_server_has_not_reached_is_listed_again() -> None:
     follow(server, lambda held, _: set(held) == {"b"})
 
 
+def test_what_is_optional_stays_known_when_it_is_refused() -> None:
+    class Revoked(FakeServer):
+        async def watch(
+            self, path: str, params: Mapping[str, str], silence: float
+        ) -> AsyncGenerator[bytes, None]:
+            if path.endswith("/servicecidrs"):
+                raise ApiError("no more", status=403)
+            async for line in super().watch(path, params, silence):
+                yield line
+
+        async def get(self, path: str, params: Mapping[str, str]) -> bytes:
+            if path.endswith("/servicecidrs"):
+                return json.dumps(listed(5, {"metadata": {"name": "kubernetes"}})).encode()
+            return await super().get(path, params)
+
+    server = Revoked()
+    server.lists = [listed(7, service("a"))]
+    told = follow(server, lambda held, source: len(held) == 2 and bool(source.errors))
+    assert not any(change.deleted for batch in told for change in batch)
+
+
 @pytest.mark.parametrize(("status", "problems"), [(404, 0), (403, 1)])
 def test_what_is_optional_may_be_missing(status: int, problems: int) -> None:
     class OldServer(FakeServer):
