@@ -142,8 +142,8 @@ def _families(service: Service) -> frozenset[IPFamily]:
     if spec.ip_families:
         return frozenset(spec.ip_families)
     cluster_ips = spec.cluster_ips or (spec.cluster_ip or "",)
-    found = {family_of(text) for text in cluster_ips if text and text != "None"}
-    return frozenset(found or {"IPv4", "IPv6"})
+    both: frozenset[IPFamily] = frozenset(("IPv4", "IPv6"))
+    return frozenset(family_of(text) for text in cluster_ips if text and text != "None") or both
 
 
 def _addresses(pod: Pod) -> Iterator[str]:
