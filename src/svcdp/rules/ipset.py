@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from functools import cache
 
 from svcdp.errors import RulesError
 from svcdp.rules.plan import Element, Kind, family_of
@@ -24,6 +25,7 @@ RELEASE_TIME = 5.0  # seconds
 RELEASE_INTERVAL = 0.01
 
 
+@cache
 def set_name(kind: Kind, family: int, *, whole: bool = False) -> str:
     """``SVCDP-REAL4``, or ``SVCDP-REAL-ALL4`` of whole addresses."""
     return f"{PREFIX}{kind.upper()}{'-ALL' if whole else ''}{family}"
@@ -34,10 +36,10 @@ def full(elements: Collection[Element]) -> str:
 
     Each is built aside and swapped in, so that no packet sees half of it.
     """
-    by_set: dict[str, list[Element]] = {}
+    by_set: dict[str, list[str]] = {}
     lines = []
-    for element in sorted(elements):
-        by_set.setdefault(_set_of(element), []).append(element)
+    for element in elements:
+        by_set.setdefault(_set_of(element), []).append(_text(element))
     for kind in KINDS:
         for family, inet in INET.items():
             for whole in (False, True):
@@ -45,7 +47,7 @@ def full(elements: Collection[Element]) -> str:
                 shape = f"hash:ip{'' if whole else ',port'} family {inet} maxelem {MAXELEM}"
                 lines += [f"create {each} {shape}" for each in (name, f"{name}-NEW")]
                 lines.append(f"flush {name}-NEW")  # of what a killed process left
-                lines += [f"add {name}-NEW {_text(each)}" for each in by_set.get(name, ())]
+                lines += [f"add {name}-NEW {each}" for each in sorted(by_set.get(name, ()))]
                 lines += [f"swap {name}-NEW {name}", f"destroy {name}-NEW"]
     return "".join(f"{line}\n" for line in lines)
 
