@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 
 from svcdp.errors import ManifestError, SvcdpError
@@ -9,13 +10,15 @@ from svcdp.kube.claims import Claims, Key
 from svcdp.kube.context import NodeContext
 from svcdp.kube.events import Event
 from svcdp.kube.health import HealthCheck, LocalEndpoints, is_eligible, local_endpoints
-from svcdp.kube.model import ObjectKey, ServiceRef
+from svcdp.kube.model import ObjectKey, Service, ServiceRef
 from svcdp.kube.own import informed
 from svcdp.kube.resolve import NOBODY, resolve_node, resolve_service
 from svcdp.kube.state import Change, State
 from svcdp.types import ServiceSpec
 
 __all__ = ["Tracker"]
+
+log = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -127,9 +130,18 @@ class Tracker:
     def _resolve(self, ref: ServiceRef) -> set[Key]:
         service = self.state.services.get(ref)
         self._problems.pop(ref, None)
-        self._local.pop(ref, None)
         if service is None:
+            self._local.pop(ref, None)
             return self.claims.replace(ref, ())
+        try:
+            return self._resolve_service(ref, service)
+        except Exception as error:  # a bug; it must not cost other Services their changes
+            log.exception("%s: cannot be resolved", service.key)
+            self._problems[ref] = [service.problem("spec", f"cannot be resolved: {error!r}")]
+            return set()
+
+    def _resolve_service(self, ref: ServiceRef, service: Service) -> set[Key]:
+        self._local.pop(ref, None)
         slices = self.state.slices(ref)
         local = local_endpoints(service, slices, self.node)
         if any(local):

@@ -151,3 +151,30 @@ def test_the_zone_is_what_the_own_node_says_now() -> None:
     said = Tracker(NodeContext(name="n1", zone="c"))
     said.apply([(0, "", node("a"))])
     assert said.node.zone == "c"
+
+
+def test_a_bug_in_one_service_is_its_own(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It keeps what it had, and others get what they want."""
+    from svcdp.kube import tracker as module
+
+    def failing(service, *rest):  # type: ignore[no-untyped-def]
+        if service.metadata.name == "bad" and broken:
+            raise ZeroDivisionError("a bug")
+        return original(service, *rest)
+
+    original, broken = module.resolve_service, False
+    monkeypatch.setattr(module, "resolve_service", failing)
+    bad, good = service("bad", "10.96.0.1"), service("good", "10.96.0.2")
+    tracker.apply([(0, "s", Change(objects=(bad, good)))])
+    broken = True
+    change = Change(objects=(endpoints("bad", "10.1.0.1"), endpoints("good", "10.1.0.2")))
+    tracker.apply([(0, "s", change)])
+    assert served(tracker) == {"default/bad:http": [], "default/good:http": ["10.1.0.2"]}
+    assert "ZeroDivisionError" in str(tracker.problems())
+    assert "default/bad" in caplog.text
+    broken = False
+    tracker.apply([(0, "s", Change(objects=(endpoints("bad", "10.1.0.3"),)))])
+    assert served(tracker)["default/bad:http"] == ["10.1.0.3"]
+    assert tracker.problems() == []
