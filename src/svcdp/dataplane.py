@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import reduce
 from itertools import pairwise
@@ -97,7 +98,9 @@ class Dataplane(Core):
     _drained: dict[int, tuple[ServiceSpec, DestinationSpec, Handle]]
     #: What was captured for destinations before they were edited, for their connections of then.
     _former: dict[tuple[int, Captures], Handle]
+    #: Numbers of persistence groups, and how many services have each.
     _affinities: dict[str, int]
+    _affinity_users: dict[str, int]
     _affinity_last: int
     #: (address, protocol) that have, or had, a range of ports.
     _ranged: set[tuple[str, str]]
@@ -138,6 +141,7 @@ class Dataplane(Core):
         self._drained = {}
         self._former = {}
         self._affinities = {}
+        self._affinity_users = {}
         self._affinity_last = 0
         self._ranged = set()
         self._timeout_classes = TimeoutClasses(chosen)
@@ -254,6 +258,8 @@ class Dataplane(Core):
         self._check_overlaps(services)
         self._collect_drained()
         self.forget()  # what a change left that failed
+        if len(self._affinities) > len(self._affinity_users):
+            self._affinities = {g: self._affinities[g] for g in self._affinity_users}
         returning = {(s.key, (m.address, m.port)): h for s, m, h in self._drained.values()}
         restored: list[int] = []
         try:
@@ -277,6 +283,7 @@ class Dataplane(Core):
             ]
             removed = [base.record for key, base in outgoing.items() if key not in installed]
             former = self._formers(outgoing, installed)
+            users, unused = self._count_groups(outgoing, installed)
             self.commit(
                 [
                     (
@@ -294,7 +301,8 @@ class Dataplane(Core):
                     (self._installed, outgoing, installed),
                     (self._drained, restored, {entry[2].id: entry for entry in gone}),
                     (self._former, (), former),
-                    (self._affinities, self._unused_groups(outgoing, installed), {}),
+                    (self._affinities, unused, {}),
+                    (self._affinity_users, unused, users),
                 ],
             )
         except (MemoryError, OverflowError) as error:
@@ -421,19 +429,20 @@ class Dataplane(Core):
             self._affinities[group] = self._affinity_last
         return self._affinities[group]
 
-    def _unused_groups(
+    def _count_groups(
         self, outgoing: dict[Key, Installed], installed: dict[Key, Installed]
-    ) -> set[str]:
-        """The groups that no service will have any more."""
-        if all(
-            not base.record.affinity
-            or (key in installed and installed[key].record.affinity == base.record.affinity)
-            for key, base in outgoing.items()
-        ):
-            return set()
-        staying = {**self._installed, **dict.fromkeys(outgoing), **installed}
-        used = {_persistence_group(state.spec) for state in staying.values() if state is not None}
-        return self._affinities.keys() - used
+    ) -> tuple[dict[str, int], set[str]]:
+        """How many services will have each persistence group that some come to or leave, and the
+        groups that none will have any more.
+        """
+        counts: Counter[str] = Counter()
+        for states, change in ((outgoing, -1), (installed, 1)):
+            for state in states.values():
+                if state.record.affinity:
+                    counts[_persistence_group(state.spec)] += change
+        for group in counts:
+            counts[group] += self._affinity_users.get(group, 0)
+        return +counts, {group for group, users in counts.items() if not users}
 
     def _collect_drained(self) -> None:
         """Forget removed destinations that the core has let go of."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import wire
 from bench import CLIENT, SECOND, VIRTUAL, Bench
 
-from svcdp import DestinationSpec, Reason
+from svcdp import ConfigError, DestinationSpec, Reason, ServiceSpec
 
 ONE, TWO, THREE = ("10.1.1.1", 8080), ("10.1.1.2", 8080), ("10.1.1.3", 8080)
 MARK4 = {"address": "0.0.0.0", "protocol": "fwmark"}
@@ -258,3 +260,25 @@ def test_icmp_errors_bind_nobody() -> None:
     server = wire.read(sent).destination
     assert bench.dp.process(wire.icmp_error(sent, server)).reason == Reason.RELATED
     assert bench.dp.stats().persistence_templates == before.persistence_templates
+
+
+def test_groups_are_known_as_long_as_services_have_them() -> None:
+    """Through changes that succeed and some that fail."""
+    chance = random.Random(1)
+    bench = Bench()
+    for _ in range(500):
+        specs = [
+            ServiceSpec(
+                f"10.96.0.{number}",
+                80,
+                persistence=chance.choice([None, 60]),
+                persistence_group=chance.choice(["", "a", "b"]),
+                masquerade_address=chance.choice([None] * 9 + ["::1"]),  # of the other family
+            )
+            for number in chance.sample(range(1, 8), chance.randint(0, 3))
+        ]
+        with suppress(ConfigError):
+            bench.dp.update(specs, [(f"10.96.0.{chance.randint(1, 7)}", 80, "tcp")])
+            sticky = [each.spec for each in bench.dp.services() if each.spec.persistence]
+            groups = {each.persistence_group or f"{each.address} 80 tcp" for each in sticky}
+            assert bench.dp._affinities.keys() == groups
