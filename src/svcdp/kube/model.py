@@ -152,6 +152,8 @@ class ServiceSpec(_Record, frozen=True):
     cluster_ip: str | None = msgspec.field(name="clusterIP", default=None)
     cluster_ips: tuple[str, ...] | None = msgspec.field(name="clusterIPs", default=None)
     ip_families: tuple[IPFamily, ...] | None = None
+    ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] | None = None
+    allocate_load_balancer_node_ports: bool | None = None
     ports: tuple[ServicePort, ...] | None = None
     selector: dict[str, str] | None = None
     publish_not_ready_addresses: bool | None = None
