@@ -134,12 +134,9 @@ class Allocator:
         node_ports: tuple[int, int] = NODE_PORTS,
         remembered: Holdings | None = None,
     ) -> None:
-        cidrs = list(service_cidrs)
-        self._families: list[IPFamily] = [*dict.fromkeys(map(family_of, cidrs))]
-        self._bands: dict[str, list[Band]] = {
-            family: [Band.of_network(cidr) for cidr in cidrs if family_of(cidr) == family]
-            for family in self._families
-        }
+        self._bands: dict[IPFamily, list[Band]] = {}
+        for cidr in service_cidrs:
+            self._bands.setdefault(family_of(cidr), []).append(Band.of_network(cidr))
         self._ports = [Band.of_ports(*node_ports)]
         self._lacking: dict[ServiceRef, Service] = {}  # those with problems
         self._complete: dict[ServiceRef, Service] = {}
@@ -199,7 +196,10 @@ class Allocator:
         return changed
 
     def _bands_of(self, slot: Slot) -> list[Band]:
-        return self._bands.get(slot, []) if slot in _FAMILIES else self._ports
+        for family in _FAMILIES:
+            if slot == family:
+                return self._bands.get(family, [])
+        return self._ports
 
     def _release(self, ref: ServiceRef, slot: Slot) -> None:
         held = self._held[ref]
@@ -293,7 +293,8 @@ class Allocator:
 
         None for one that contradicts itself, which is served as far as it makes sense.
         """
-        families: list[IPFamily] = [*(spec.ip_families or given or self._families[:1])]
+        families: list[IPFamily] = []
+        families += spec.ip_families or given or [*self._bands][:1]
         policy = spec.ip_family_policy
         if policy == "SingleStack":
             families = families[:1]
