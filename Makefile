@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Compiled modules that have stubs.
 STUBS = $(subst /,.,$(patsubst src/%.pyi,%,$(wildcard src/svcdp/*/*.pyi)))
+# What real kernels judge: IPVS in user-mode Linux, clients in network namespaces.
+KERNEL_TESTS = tests/differential/kernel tests/netns
 # What is compiled.
 CORE = $(wildcard include/svcdp/*.h pyx/svcdp/*/*.pxd pyx/svcdp/*/*.pyx)
 # One build at a time, also when several targets run side by side.
@@ -16,7 +18,7 @@ LOCKED := flock build/.lock
 SANITIZED = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
 
-.PHONY: help build demo test test-cluster lint types dist bench asan clean
+.PHONY: help build demo test test-kernel test-library test-cluster lint types dist bench asan clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -38,8 +40,16 @@ build: build/.installed ## compile the core and install svcdp into .venv, editab
 demo: build ## real clients, real servers, real traffic, in network namespaces
 	$(SUDO) $(BIN)/svcdp demo
 
+# What waits for kernels and what computes share two cores well.
 test: build ## all tests; those in network namespaces need root
-	$(BIN)/pytest
+	@$(MAKE) --no-print-directory -j2 test-kernel test-library
+
+test-kernel: build
+	@$(BIN)/pytest $(KERNEL_TESTS) >build/kernel-tests.log 2>&1; status=$$?; \
+	cat build/kernel-tests.log; exit $$status
+
+test-library: build
+	$(BIN)/pytest $(addprefix --ignore=,$(KERNEL_TESTS))
 
 # Go finds what it compiled before in its own cache; without that it takes some ten minutes.
 build/cluster/apiserver: $(addprefix tests/cluster/,go.mod go.sum main.go)
