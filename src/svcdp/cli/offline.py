@@ -5,6 +5,8 @@ from __future__ import annotations
 from svcdp.cli.printers import note
 from svcdp.dataplane import Dataplane
 from svcdp.kube import read_folder, resolve_all
+from svcdp.kube.allocate import Allocator
+from svcdp.kube.allocations import allocated, load_allocations
 from svcdp.node.config import NodeConfig
 from svcdp.node.context import node_context
 
@@ -17,8 +19,12 @@ def offline_dataplane(folder: str, config: NodeConfig) -> Dataplane:
     Masqueraded source ports and random picks are the same in every run.
     """
     decoded = read_folder(folder)
-    resolution = resolve_all(decoded.objects, node_context(config, config.addresses))
-    for problem in (*decoded.errors, *resolution.problems):
+    node_ports = config.service_node_port_range
+    remembered = load_allocations(config.allocations_file) if config.allocations_file else {}
+    allocator = Allocator(config.service_cidrs, (node_ports.first, node_ports.last), remembered)
+    objects, lacking = allocated(decoded.objects, allocator)
+    resolution = resolve_all(objects, node_context(config, config.addresses))
+    for problem in (*decoded.errors, *lacking, *resolution.problems):
         note(f"warning: {problem}")
     ports = config.masquerade_ports
     dataplane = Dataplane(

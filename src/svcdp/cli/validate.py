@@ -10,14 +10,22 @@ from svcdp.cli.printers import note
 __all__ = ["command"]
 
 
+# Nobody says here where cluster IPs are: any may be asked for, and some are to be had.
+_NETWORKS = ("10.96.0.0/12", "fd00:96::/112", "0.0.0.0/0", "::/0")
+
+
 @click.command("validate")
 @manifests_option(required=True)
 def command(manifests: str) -> int:
     """Find all mistakes in a folder of manifests: a line each, exit status 1 if any."""
     from svcdp.kube import NodeContext, read_folder, resolve_all
+    from svcdp.kube.allocate import Allocator
+    from svcdp.kube.allocations import allocated
 
     decoded = read_folder(manifests)
-    problems = [*decoded.errors, *resolve_all(decoded.objects, NodeContext()).problems]
+    objects, lacking = allocated(decoded.objects, Allocator(_NETWORKS))
+    resolution = resolve_all(objects, NodeContext())
+    problems = [*decoded.errors, *lacking, *resolution.problems]
     for problem in problems:
         click.echo(problem)
     for kind, count in sorted(decoded.ignored.items()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -155,6 +156,11 @@ class Allocator:
         return self._held
 
     @property
+    def complete(self) -> Mapping[ServiceRef, Service]:
+        """All Services, with what they have."""
+        return self._complete
+
+    @property
     def problems(self) -> list[ManifestError]:
         """What Services go without, and why."""
         return [problem for _, found in sorted(self._problems.items()) for problem in found]
@@ -294,7 +300,7 @@ class Allocator:
         None for one that contradicts itself, which is served as far as it makes sense.
         """
         families: list[IPFamily] = []
-        families += spec.ip_families or given or [*self._bands][:1]
+        families.extend(spec.ip_families or given or islice(self._bands, 1))
         policy = spec.ip_family_policy
         if policy == "SingleStack":
             families = families[:1]

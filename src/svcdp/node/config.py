@@ -92,6 +92,16 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
             " itself reaches them; the rest of their traffic is turned away"
         ),
     ] = ()
+    service_node_port_range: Annotated[
+        Range, Meta(description="node ports of manifests, and of their Services that name none")
+    ] = Range("30000-32767")
+    allocations_file: Annotated[
+        str,
+        Meta(
+            description="file that remembers the addresses and node ports that Services of"
+            " manifests were given (default: none)"
+        ),
+    ] = ""
     service_proxy_name: Annotated[
         str,
         Meta(
@@ -341,10 +351,17 @@ def load(
         raise ConfigError("forwardMark and passMark must be different bits: change one of them")
     if config.dr_marks & (config.forward_mark | config.pass_mark):
         raise ConfigError("drMarks must hold neither forwardMark nor passMark: change one of them")
-    one, other = config.queues, config.tunnel_queues
-    if max(one.first, other.first) <= min(one.last, other.last):
+    if _overlap(config.queues, config.tunnel_queues):
         raise ConfigError("queues and tunnelQueues must be different numbers: change one of them")
+    if config.manifests and _overlap(config.masquerade_ports, config.service_node_port_range):
+        raise ConfigError(
+            "masqueradePorts and serviceNodePortRange must be different numbers: change one of them"
+        )
     return LoadedConfig(config, origins, notes)
+
+
+def _overlap(one: Range, other: Range) -> bool:
+    return max(one.first, other.first) <= min(one.last, other.last)
 
 
 def _convert(setting: Setting, given: Given) -> Any:

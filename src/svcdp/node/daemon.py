@@ -23,6 +23,7 @@ from svcdp.errors import ConfigError, SvcdpError
 from svcdp.io import netns
 from svcdp.io.nfqueue import QueueWorkers
 from svcdp.kube import ApiServerSource, ManifestSource
+from svcdp.kube.allocations import AllocatingSource
 from svcdp.kube.events import Event
 from svcdp.kube.model import ObjectKey
 from svcdp.kube.publisher import EventPublisher
@@ -89,6 +90,10 @@ class _Daemon:
         self._told_to_stop = False
         self._client = _client(config)
         self._source = ManifestSource(config.manifests) if config.manifests else None
+        ports = config.service_node_port_range
+        self._allocating = self._source and AllocatingSource(
+            self._source, config.service_cidrs, (ports.first, ports.last), config.allocations_file
+        )
         self._ipvs: IpvsServices | None = None
         self._dataplane = Dataplane(
             config.max_connections,
@@ -192,8 +197,8 @@ class _Daemon:
             admin = AdminServer(config.admin_path, handlers)
             undo.push_async_callback(admin.close)
             await admin.start()
-            if self._source is not None:
-                sync.follow(self._source)
+            if self._allocating is not None:
+                sync.follow(self._allocating)
             if self._client is not None:
                 sync.follow(
                     ApiServerSource(

@@ -96,6 +96,10 @@ def test_every_setting_has_three_names_and_a_help_text() -> None:
         ("forwardMark: 0x200000", "forwardMark and passMark must be different bits"),
         ("drMarks: 5", "drMarks: 5 is not a row of bits of 32 such as 0xffc00000 ({file}:3)"),
         ("drMarks: 0x300000", "drMarks must hold neither forwardMark nor passMark"),
+        (
+            "manifests: /m\nmasqueradePorts: 2000-30000",
+            "masqueradePorts and serviceNodePortRange must be different numbers",
+        ),
         ("tunnelQueues: 103", "queues and tunnelQueues must be different numbers"),
         ("dataplane: [sloppy=1]", "dataplane[0]: 'sloppy=1' sets none of conn_reuse_mode, "),
         ("dataplane: [sloppy_tcp=2]", "dataplane[0]: sloppy_tcp is 0 or 1, not 2 ({file}:3)"),
