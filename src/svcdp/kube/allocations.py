@@ -169,8 +169,10 @@ class AllocatingSource:
 
     async def _save(self) -> None:
         """A file that cannot be written is a problem; Services are served all the same."""
+        if not self._path:
+            return
         holdings = {ref: dict(slots) for ref, slots in self._allocator.holdings.items()}
-        if not self._path or (holdings == self._saved and self._unsaved is None):
+        if holdings == self._saved and self._unsaved is None:
             return
         try:
             await asyncio.to_thread(save_allocations, self._path, holdings)
