@@ -1082,16 +1082,15 @@ cdef class Core:
             return False
         control = hang_on(
             self.engine, service, &affinity, self.destination_of(id), now)
-        if control == 0:
-            return False
         template = find(&self.engine.table, &affinity.view, &direction)
-        if template is not NULL:
-            template.deadline = deadline
-            if assured:
-                template.state = TEMPLATE_ASSURED
-            if synced:
-                template.flags |= CONN_SYNCED
-            spin_unlock(&template.lock)
+        if template is NULL:
+            return False
+        template.deadline = deadline
+        if assured:
+            template.state = TEMPLATE_ASSURED
+        if synced:
+            template.flags |= CONN_SYNCED
+        spin_unlock(&template.lock)
         let_go(self.engine, service.words, control)
         return True
 

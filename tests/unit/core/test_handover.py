@@ -173,6 +173,21 @@ def test_a_bound_client_stays_bound() -> None:
     assert second.dp.stats().persistence_templates == 1
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_binding_keeps_its_time(timed: bool) -> None:
+    first, second = Bench(), Bench()
+    for bench in (first, second):
+        bench.serve(ONE, TWO, persistence=600, persistence_timed=timed)
+    server = first.send().destination
+    first.now += 300 * 10**9
+    (template,) = [state for state in first.dp.export_connections() if state.is_template]
+    assert template.expires_in == 300
+    assert second.dp.import_connection(template) == "created"
+    (there,) = second.dp.export_connections()
+    assert there == template
+    assert second.send(port=2).destination == server
+
+
 @pytest.mark.parametrize("port", [0, 21])
 def test_a_client_of_ftp_is_bound_at_every_port(port: int) -> None:
     """As IPVS tells of it, and as it was saved before."""
