@@ -165,7 +165,8 @@ def is_unicast(address: Address) -> bool:
 def check_network(text: str, what: str) -> str:
     """A CIDR as ipaddress prints it, and an address where it holds just that. ConfigError."""
     try:
-        if isinstance(text, str):
+        # A zone would be lost on the way into the core.
+        if isinstance(text, str) and "%" not in text:
             network = parse_network(text)
             alone = network.prefixlen == network.max_prefixlen
             return str(network.network_address if alone else network)
@@ -400,6 +401,7 @@ def order_subset(rule: SourceRule, spec: ServiceSpec, before: Subset) -> Subset:
     known = {(m.address, m.port) for m in spec.destinations}
     wanted: dict[Endpoint, None] = {}
     for address, port in rule.endpoints:
+        check_port(port, f"{spec}: source rule: endpoint", 0)
         endpoint = (check_address(address, f"{spec}: source rule: endpoint").text, port)
         if endpoint not in known:
             raise ConfigError(f"{spec}: source rule: {address} port {port} is no destination")

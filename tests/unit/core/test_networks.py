@@ -119,6 +119,7 @@ def test_what_is_captured(bench: Bench) -> None:
     [
         (turned("10.96.0.1/12"), "is no network"),
         (turned("x"), "is no network"),
+        (turned("fe80::%eth0/64"), "is no network"),
         (ServiceSpec("10.96.0.0/12", 80, "any"), "port 80"),
         (ServiceSpec("10.96.0.0/12", 80, "tcp"), "is no IP address"),
         (ServiceSpec("10.96.0.0", 0, "any", WEB.destinations), "has no destinations"),

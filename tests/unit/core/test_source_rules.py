@@ -157,6 +157,7 @@ def test_a_mark_is_asked_for(bench: Bench, clients: Clients) -> None:
         (SourceRule(endpoints=(("10.1.0.1", 80),)), "10.1.0.1 port 80 is no destination"),
         (SourceRule(endpoints=(("x", 80),)), "'x' is no IP address"),
         (SourceRule(endpoints=(("10.1.0.1",),)), "is no tuple of"),  # type: ignore[arg-type]
+        (SourceRule(endpoints=(("10.1.0.1", []),)), "port"),  # type: ignore[arg-type]
         (SourceRule(endpoints=7), "is no tuple of"),  # type: ignore[arg-type]
         (SourceRule(mark=-1), "mark -1"),
         (SourceRule(mark=1 << 32), "mark 4294967296"),
