@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "svcdp"
 CYTHON = ROOT / "pyx" / "svcdp"
 
-PLAIN = {"types", "errors", "abc"}
+PLAIN = {"types", "errors", "abc", "_files"}
 L2 = PLAIN | {"_core", "_io", "dataplane", "schedulers"}
 L3 = L2 | {"io", "ipvs", "rules", "modes"}
 L4 = L3 | {"kube", "sync"}
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "_version": set(),
     "types": set(),
     "errors": set(),
+    "_files": set(),
     "abc": {"types", "errors"},
     "_core": {"types"},
     "_io": {"_core", "types", "errors"},
@@ -54,6 +55,7 @@ STDLIB_ONLY = {
     "types",
     "errors",
     "abc",
+    "_files",
     "_core",
     "_io",
     "schedulers",

@@ -14,7 +14,6 @@ A file is read whole and checked before anything of it is believed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -26,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from svcdp._files import replacing
 from svcdp.dataplane import Dataplane
 from svcdp.errors import ConfigError, PlatformError, StateError
 from svcdp.ipvs.addresses import from_wire, to_wire
@@ -91,57 +91,32 @@ def save(
     A crash at any moment leaves the old file or the new one. PlatformError.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.new")
     saved_at = round(clock() * 1000)
     digest = hashlib.sha256()
     count = refused = length = 0
     try:
-        # What a crash left, or somebody else has put there.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        # Only its owner may see who talks to whom.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(draft, flags, 0o600)
-        try:
-            with open(fd, "wb") as file:
-                file.write(bytes(HEADER.size + DIGEST_SIZE))
-                for state in states:
-                    try:
-                        record = _pack(state)
-                    except ConfigError as error:
-                        refused += 1
-                        log.debug("%s", error)
-                        continue
-                    file.write(record)
-                    digest.update(record)
-                    count += 1
-                    length += len(record)
-                header = HEADER.pack(MAGIC, VERSION, count, length, saved_at)
-                digest.update(header)
-                file.seek(0)
-                file.write(header + digest.digest())
-                file.flush()
-                os.fsync(fd)
-            os.replace(draft, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(draft)
-            raise
-        _sync_folder(path.parent)
+        with replacing(path) as file:
+            file.write(bytes(HEADER.size + DIGEST_SIZE))
+            for state in states:
+                try:
+                    record = _pack(state)
+                except ConfigError as error:
+                    refused += 1
+                    log.debug("%s", error)
+                    continue
+                file.write(record)
+                digest.update(record)
+                count += 1
+                length += len(record)
+            header = HEADER.pack(MAGIC, VERSION, count, length, saved_at)
+            digest.update(header)
+            file.seek(0)
+            file.write(header + digest.digest())
     except OSError as error:
         raise PlatformError(
             error.errno, f"cannot save connections to {path}: {error.strerror}"
         ) from None
     return Saved(count, refused)
-
-
-def _sync_folder(folder: Path) -> None:
-    """The file's name is on the disk afterwards."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def load(path: str | os.PathLike[str]) -> SavedConnections:

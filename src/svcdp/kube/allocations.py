@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -14,6 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from svcdp._files import replacing
 from svcdp.abc import Source
 from svcdp.errors import PlatformError, StateError, SvcdpError
 from svcdp.kube.allocate import Allocator, Holdings
@@ -61,7 +61,14 @@ def save_allocations(path: str | os.PathLike[str], holdings: Holdings) -> None:
         str(ref): {slot: _value(slot, number) for slot, number in slots.items()}
         for ref, slots in sorted(holdings.items())
     }
-    _write(Path(path), msgspec.json.format(msgspec.json.encode(_File(1, services))))
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(msgspec.json.format(msgspec.json.encode(_File(1, services))))
+    except OSError as error:
+        message = f"{path}: allocations are not saved: {error.strerror}"
+        raise PlatformError(error.errno, message) from error
 
 
 def allocated(
@@ -207,25 +214,3 @@ def _value(slot: str, number: int) -> str | int:
     if slot == "IPv6":
         return str(ipaddress.IPv6Address(number))
     return str(ipaddress.IPv4Address(number)) if slot == "IPv4" else number
-
-
-def _write(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(draft, flags, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        message = f"{path}: allocations are not saved: {error.strerror}"
-        raise PlatformError(error.errno, message) from error
