@@ -26,7 +26,16 @@ from svcdp.kube.model import (
     parse_address,
 )
 
-__all__ = ["HEALTH_CHECK", "NODE_PORTS", "Allocator", "Band", "Holdings", "Slot"]
+__all__ = [
+    "FAMILIES",
+    "HEALTH_CHECK",
+    "NODE_PORTS",
+    "Allocator",
+    "Band",
+    "Holdings",
+    "Slot",
+    "text_of",
+]
 
 NODE_PORTS = (30000, 32767)
 HEALTH_CHECK = "healthCheck"
@@ -37,7 +46,7 @@ Slot = str
 Holdings = Mapping[ServiceRef, Mapping[Slot, int]]
 """Who has what; addresses as numbers."""
 
-_FAMILIES: tuple[IPFamily, IPFamily] = ("IPv4", "IPv6")
+FAMILIES: tuple[IPFamily, IPFamily] = ("IPv4", "IPv6")
 _PROTOCOLS = ("TCP", "UDP", "SCTP")
 _NEVER = "~"  # sorts behind every timestamp
 
@@ -143,6 +152,8 @@ class Allocator:
         self._complete: dict[ServiceRef, Service] = {}
         self._held: dict[ServiceRef, dict[Slot, int]] = {}
         self._problems: dict[ServiceRef, list[ManifestError]] = {}
+        #: How often what is held was changed.
+        self.revision = 0
         for ref, slots in (remembered or {}).items():
             for slot, number in slots.items():
                 for band in self._bands_of(slot):
@@ -202,7 +213,7 @@ class Allocator:
         return changed
 
     def _bands_of(self, slot: Slot) -> list[Band]:
-        for family in _FAMILIES:
+        for family in FAMILIES:
             if slot == family:
                 return self._bands.get(family, [])
         return self._ports
@@ -210,6 +221,7 @@ class Allocator:
     def _release(self, ref: ServiceRef, slot: Slot) -> None:
         held = self._held[ref]
         number = held.pop(slot)
+        self.revision += 1
         if number not in held.values():  # of a port's other protocol
             for band in self._bands_of(slot):
                 if number in band:
@@ -241,11 +253,12 @@ class Allocator:
             self._lacking[service.ref] = service
         else:
             self._held.setdefault(service.ref, {})[wish.slot] = number
+            self.revision += 1
 
     def _allocate(self, wish: _Wish, holder: str, held: Mapping[Slot, int]) -> int:
         bands = self._bands_of(wish.slot)
         if wish.number is not None:
-            text = _text(wish.slot, wish.number)
+            text = text_of(wish.slot, wish.number)
             for band in bands:
                 if wish.number in band:
                     try:
@@ -270,7 +283,8 @@ class Allocator:
 
     def _range(self, slot: Slot) -> str:
         return ", ".join(
-            f"{_text(slot, band.first)}-{_text(slot, band.last)}" for band in self._bands_of(slot)
+            f"{text_of(slot, band.first)}-{text_of(slot, band.last)}"
+            for band in self._bands_of(slot)
         )
 
     def _wishes(self, service: Service) -> Iterator[_Wish]:
@@ -315,10 +329,10 @@ class Allocator:
         held = self._held.get(service.ref, {})
         slots = [wish.slot for wish in wishes]
         changes: dict[str, object] = {}
-        if any(slot in _FAMILIES for slot in slots):
+        if any(slot in FAMILIES for slot in slots):
             given = _given(spec)
             addresses = {
-                family: _text(family, held[family]) if family in held else given[family]
+                family: text_of(family, held[family]) if family in held else given[family]
                 for family in self._families_of(spec, given)
                 if family in held or (family in given and family not in self._bands)
             }
@@ -354,7 +368,8 @@ def _given(spec: ServiceSpec) -> dict[IPFamily, str]:
     return {family_of(text): text for text in texts}
 
 
-def _text(slot: Slot, number: int) -> str:
+def text_of(slot: Slot, number: int) -> str:
+    """How people write what a slot holds: an address, or the number."""
     if slot == "IPv6":
         return str(ipaddress.IPv6Address(number))
     return str(ipaddress.IPv4Address(number)) if slot == "IPv4" else str(number)

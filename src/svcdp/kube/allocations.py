@@ -16,7 +16,7 @@ import msgspec
 from svcdp._files import replacing
 from svcdp.abc import Source
 from svcdp.errors import PlatformError, StateError, SvcdpError
-from svcdp.kube.allocate import Allocator, Holdings
+from svcdp.kube.allocate import FAMILIES, Allocator, Holdings, text_of
 from svcdp.kube.model import Object, Service, ServiceRef, family_of, parse_address
 from svcdp.kube.state import Change
 
@@ -58,7 +58,10 @@ def load_allocations(path: str | os.PathLike[str]) -> Holdings:
 def save_allocations(path: str | os.PathLike[str], holdings: Holdings) -> None:
     """In place of what the file has; a crash leaves the old or the new one. PlatformError."""
     services = {
-        str(ref): {slot: _value(slot, number) for slot, number in slots.items()}
+        str(ref): {
+            slot: text_of(slot, number) if slot in FAMILIES else number
+            for slot, number in slots.items()
+        }
         for ref, slots in sorted(holdings.items())
     }
     path = Path(path)
@@ -104,8 +107,10 @@ class AllocatingSource:
     ) -> None:
         self._source = source
         self._path = path
-        self._saved = load_allocations(path) if path else {}
-        self._allocator = Allocator(service_cidrs, node_ports, self._saved)
+        remembered = load_allocations(path) if path else {}
+        self._allocator = Allocator(service_cidrs, node_ports, remembered)
+        # What is out of range now leaves the file, too.
+        self._saved = self._allocator.revision if self._allocator.holdings == remembered else None
         self._copies: dict[ServiceRef, dict[str, Service]] = {}  # by origin; the first counts
         self._refs: dict[str, set[ServiceRef]] = {}  # of each origin
         self._listed = False
@@ -176,22 +181,21 @@ class AllocatingSource:
 
     async def _save(self) -> None:
         """A file that cannot be written is a problem; Services are served all the same."""
-        if not self._path:
-            return
-        holdings = {ref: dict(slots) for ref, slots in self._allocator.holdings.items()}
-        if holdings == self._saved and self._unsaved is None:
+        revision = self._allocator.revision
+        if not self._path or self._saved == revision:
             return
         try:
-            await asyncio.to_thread(save_allocations, self._path, holdings)
+            # Until it is done nobody asks for the next batch, so the holdings stay as they are.
+            await asyncio.to_thread(save_allocations, self._path, self._allocator.holdings)
         except PlatformError as error:
             self._unsaved = error
         else:
             self._unsaved = None
-            self._saved = holdings
+            self._saved = revision
 
 
 def _number(slot: str, value: str | int) -> int:
-    if slot not in ("IPv4", "IPv6"):
+    if slot not in FAMILIES:
         if isinstance(value, int):
             return value
         raise ValueError(f"{value!r} is no port")
@@ -205,12 +209,6 @@ def _check(holdings: Holdings) -> None:
     seen: dict[tuple[str, int], ServiceRef] = {}
     for ref, slots in holdings.items():
         for slot, number in slots.items():
-            kind = slot if slot in ("IPv4", "IPv6") else "port"
+            kind = slot if slot in FAMILIES else "port"
             if (other := seen.setdefault((kind, number), ref)) != ref:
-                raise ValueError(f"{_value(slot, number)} is both {other}'s and {ref}'s")
-
-
-def _value(slot: str, number: int) -> str | int:
-    if slot == "IPv6":
-        return str(ipaddress.IPv6Address(number))
-    return str(ipaddress.IPv4Address(number)) if slot == "IPv4" else number
+                raise ValueError(f"{text_of(slot, number)} is both {other}'s and {ref}'s")
