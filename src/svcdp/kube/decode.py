@@ -238,26 +238,19 @@ def _problems(found: Object) -> Iterator[tuple[str, str]]:
     elif isinstance(found, Node) and found.spec:
         yield from _cidr_problems(".spec.podCIDRs", found.spec.pod_cidrs)
         if found.spec.pod_cidr:
-            yield from _cidr_problem(".spec.podCIDR", found.spec.pod_cidr)
+            yield from _problem_of(parse_cidr, ".spec.podCIDR", found.spec.pod_cidr)
     elif isinstance(found, ServiceCIDR) and found.spec:
         yield from _cidr_problems(".spec.cidrs", found.spec.cidrs)
 
 
 def _cidr_problems(path: str, texts: Iterable[str] | None) -> Iterator[tuple[str, str]]:
     for index, text in enumerate(texts or ()):
-        yield from _cidr_problem(f"{path}[{index}]", text)
+        yield from _problem_of(parse_cidr, f"{path}[{index}]", text)
 
 
-def _cidr_problem(path: str, text: str) -> Iterator[tuple[str, str]]:
+def _problem_of(parse: Callable[[str], object], path: str, text: str) -> Iterator[tuple[str, str]]:
     try:
-        parse_cidr(text)
-    except ManifestError as error:
-        yield path, error.message
-
-
-def _address_problems(path: str, text: str) -> Iterator[tuple[str, str]]:
-    try:
-        parse_address(text)
+        parse(text)
     except ManifestError as error:
         yield path, error.message
 
@@ -280,7 +273,7 @@ def _cluster_ip_problems(service: Service) -> Iterator[tuple[str, str]]:
     bad = False
     for path, text in fields:
         if text != "None" or not is_headless:
-            for problem in _address_problems(path, text):
+            for problem in _problem_of(parse_address, path, text):
                 bad = True
                 yield problem
     if bad:

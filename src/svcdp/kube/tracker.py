@@ -130,8 +130,8 @@ class Tracker:
     def _resolve(self, ref: ServiceRef) -> set[Key]:
         service = self.state.services.get(ref)
         self._problems.pop(ref, None)
+        self._local.pop(ref, None)
         if service is None:
-            self._local.pop(ref, None)
             return self.claims.replace(ref, ())
         try:
             return self._resolve_service(ref, service)
@@ -141,7 +141,6 @@ class Tracker:
             return set()
 
     def _resolve_service(self, ref: ServiceRef, service: Service) -> set[Key]:
-        self._local.pop(ref, None)
         slices = self.state.slices(ref)
         local = local_endpoints(service, slices, self.node)
         if any(local):

@@ -25,7 +25,6 @@ from svcdp.io.nfqueue import QueueWorkers
 from svcdp.kube import ApiServerSource, ManifestSource
 from svcdp.kube.allocations import AllocatingSource
 from svcdp.kube.events import Event
-from svcdp.kube.model import ObjectKey
 from svcdp.kube.publisher import EventPublisher
 from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.node import views
@@ -41,6 +40,7 @@ from svcdp.node.servicehealth import ServiceHealth
 from svcdp.node.state import ConnectionStore
 from svcdp.node.syncing import peers, sync_daemon
 from svcdp.node.systemd import notify, watchdog_interval
+from svcdp.node.values import IN_CLUSTER
 from svcdp.node.web import Web
 from svcdp.sync import Sync
 
@@ -56,7 +56,6 @@ SWEEP_ROUNDS = 16  # rounds in which the whole connection table is swept
 TRIM_ROUNDS = 10  # rounds between two looks for captures that nobody needs any more
 DRAIN_TIME = 2.0  # seconds for packets that were in the queues when the rules went
 DRAIN_STEP = 0.02  # seconds between two looks at the queues
-IN_CLUSTER = "in-cluster"
 #: Young objects nearly all stay while a cluster is read: Python's 700 would look at them too often.
 GC_THRESHOLDS = (50_000, 20, 20)
 FIRST_RETRY = 0.5  # seconds until a failed update is tried again
@@ -155,8 +154,11 @@ class _Daemon:
             mode = NfqueueMode(self._dataplane, backend, capture_plan(config, addresses))
             undo.push_async_callback(self._withdraw, mode)
             node = node_context(config, addresses)
-            publisher = _publisher(self._client, config.node_name, lambda key: sync.uid(key))
-            if publisher is not None:
+            publisher: EventPublisher | None = None
+            if self._client is not None:
+                publisher = EventPublisher(
+                    self._client, config.node_name, lambda key: sync.uid(key)
+                )
                 undo.push_async_callback(_end, asyncio.create_task(publisher.run()))
 
             def record(event: Event) -> None:
@@ -347,13 +349,6 @@ async def _tell(sync: Sync, ports: ServiceHealth) -> None:
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)  # what ended it is in the log
-
-
-def _publisher(
-    client: Client | None, node_name: str, uid_of: Callable[[ObjectKey], str]
-) -> EventPublisher | None:
-    """Who tells the API server of events, where there is one."""
-    return None if client is None else EventPublisher(client, node_name, uid_of)
 
 
 def _log(event: Event) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from svcdp.errors import ConfigError
+from svcdp.node.values import IN_CLUSTER
 
 __all__ = [
     "API_VERSION",
@@ -30,7 +31,6 @@ __all__ = [
 API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"
 KIND = "KubeProxyConfiguration"
 
-IN_CLUSTER = "in-cluster"
 EVERYWHERE = ["0.0.0.0/0", "::/0"]
 HEALTHZ_PORT, METRICS_PORT = 10256, 10249
 DEBUG_VERBOSITY = 4

@@ -16,7 +16,20 @@ from svcdp.errors import ConfigError
 from svcdp.records import check_settings
 from svcdp.types import Settings
 
-__all__ = ["Address", "Bind", "Cidr", "Mark", "MarkField", "Range", "StateTimeout", "Switch"]
+__all__ = [
+    "IN_CLUSTER",
+    "Address",
+    "Bind",
+    "Cidr",
+    "Mark",
+    "MarkField",
+    "Range",
+    "StateTimeout",
+    "Switch",
+]
+
+IN_CLUSTER = "in-cluster"
+"""In place of a kubeconfig's path: by the service account of the Pod."""
 
 
 class Address(str):
