@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ftplib
-import json
-import os
 import socket
 import threading
 from itertools import product
 from pathlib import Path
 
 import pytest
-from traffic import CLUSTER_IPS, TIMEOUT, Start
+from traffic import CLUSTER_IPS, TIMEOUT, Start, endpoint_slice, write_objects
 
 from svcdp.lab import Server, Topology
 
@@ -37,23 +35,12 @@ def write_service(folder: Path, server: Server) -> None:
             "ports": [{"name": "ftp", "protocol": "TCP", "port": 21, "targetPort": CONTROL}],
         },
     }
+    ports = [{"name": "ftp", "protocol": "TCP", "port": CONTROL}]
     slices = [
-        {
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": f"files-{family.lower()}",
-                "labels": {"kubernetes.io/service-name": "files"},
-            },
-            "addressType": family,
-            "ports": [{"name": "ftp", "protocol": "TCP", "port": CONTROL}],
-            "endpoints": [{"addresses": [address]}],
-        }
+        endpoint_slice("files", family, ports, [{"addresses": [address]}])
         for family, address in (("IPv4", server.ipv4), ("IPv6", server.ipv6))
     ]
-    hidden = folder / ".web.json"
-    hidden.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": [service, *slices]}))
-    os.replace(hidden, folder / "web.json")
+    write_objects(folder, service, *slices)
 
 
 class FtpServer:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from traffic import PORTS, Start, Target, ask
+from traffic import PORTS, Start, Target, ask, write_objects
 
 from svcdp.cli._demo.daemon import RunningDaemon
 from svcdp.lab import Server, Topology, wait_until
@@ -47,9 +45,7 @@ def pod(name: str, server: Server, *, ready: bool = True) -> dict[str, Any]:
 
 
 def write(folder: Path, *objects: dict[str, Any]) -> None:
-    hidden = folder / "manifests" / ".pods.json"
-    hidden.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
-    os.replace(hidden, folder / "manifests" / "pods.json")
+    write_objects(folder / "manifests", *objects, name="pods")
 
 
 def in_force(daemon: RunningDaemon, servers: Iterable[Server]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from traffic import CLUSTER_IPS, PORT, Start, ask
+from traffic import CLUSTER_IPS, PORT, Start, ask, endpoint_slice, write_objects
 
 from svcdp.lab import Namespace, Topology, wait_until
 
@@ -59,27 +58,16 @@ def balanced(name: str, cluster_ips: tuple[str, ...], port: int) -> dict[str, An
 def endpoints(family: str, **conditions: dict[str, bool]) -> dict[str, Any]:
     """One on this node for each address (with ``_`` for dots and colons), and one elsewhere."""
     elsewhere = "10.1.1.99" if family == "IPv4" else "fd00:10:1::99"
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": f"web-{family.lower()}",
-            "labels": {"kubernetes.io/service-name": "web"},
-        },
-        "addressType": family,
-        "ports": [{"name": "http", "port": 9000}],
-        "endpoints": [
-            {"addresses": [address], "nodeName": "node", "conditions": states}
-            for address, states in conditions.items()
-        ]
-        + [{"addresses": [elsewhere], "nodeName": "other", "conditions": {"ready": False}}],
-    }
+    found = [
+        {"addresses": [address], "nodeName": "node", "conditions": states}
+        for address, states in conditions.items()
+    ]
+    found.append({"addresses": [elsewhere], "nodeName": "other", "conditions": {"ready": False}})
+    return endpoint_slice("web", family, [{"name": "http", "port": 9000}], found)
 
 
 def write(folder: Path, *objects: dict[str, Any]) -> None:
-    hidden = folder / "manifests" / ".web.json"
-    hidden.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
-    os.replace(hidden, folder / "manifests" / "web.json")
+    write_objects(folder / "manifests", *objects)
 
 
 def test_probes_and_metrics(cluster: Topology, folder: Path, start: Start) -> None:

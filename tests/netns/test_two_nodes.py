@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import http.client
-import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from traffic import PORTS, Target, ask
+from traffic import PORTS, Target, ask, endpoint_slice, write_objects
 
 from svcdp.cli._demo.daemon import RunningDaemon, running_daemon
 from svcdp.lab import Lab, Namespace, Server, wait_until
@@ -116,24 +114,15 @@ def write(folder: Path, nodes: list[Node]) -> None:
         },
     }
     slices = [
-        {
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": f"web-{family.lower()}",
-                "labels": {"kubernetes.io/service-name": "web"},
-            },
-            "addressType": family,
-            "ports": [{"name": "http", "port": PORTS[0]}],
-            "endpoints": [
-                {"addresses": [node.pod_addresses[index]], "nodeName": node.name} for node in nodes
-            ],
-        }
+        endpoint_slice(
+            "web",
+            family,
+            [{"name": "http", "port": PORTS[0]}],
+            [{"addresses": [node.pod_addresses[index]], "nodeName": node.name} for node in nodes],
+        )
         for index, family in enumerate(("IPv4", "IPv6"))
     ]
-    hidden = folder / ".web.json"
-    hidden.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": [service, *slices]}))
-    os.replace(hidden, folder / "web.json")
+    write_objects(folder, service, *slices)
 
 
 @contextmanager

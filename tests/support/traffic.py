@@ -62,25 +62,40 @@ def write_service(
         {"name": "echo", "protocol": "UDP", "port": ports[1]},
     ]
     slices = [
-        {
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": f"web-{family.lower()}",
-                "labels": {"kubernetes.io/service-name": "web"},
-            },
-            "addressType": family,
-            "ports": endpoint_ports,
-            "endpoints": [{"addresses": [address]} for address in addresses],
-        }
+        endpoint_slice("web", family, endpoint_ports, [{"addresses": [each]} for each in addresses])
         for family, addresses in (
             ("IPv4", [server.ipv4 for server in servers]),
             ("IPv6", [server.ipv6 for server in servers]),
         )
     ]
-    hidden = folder / ".web.json"
-    hidden.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": [service, *slices]}))
-    os.replace(hidden, folder / "web.json")
+    write_objects(folder, service, *slices)
+
+
+def endpoint_slice(
+    service: str,
+    family: str,
+    ports: Sequence[Mapping[str, Any]],
+    endpoints: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The manifest of a Service's endpoints of one IP family."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"{service}-{family.lower()}",
+            "labels": {"kubernetes.io/service-name": service},
+        },
+        "addressType": family,
+        "ports": ports,
+        "endpoints": endpoints,
+    }
+
+
+def write_objects(folder: Path, *objects: Mapping[str, Any], name: str = "web") -> None:
+    """Have these in ``folder``, as one file and in one step."""
+    hidden = folder / f".{name}.json"
+    hidden.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    os.replace(hidden, folder / f"{name}.json")
 
 
 def targets(topology: Topology) -> list[Target]:
