@@ -19,12 +19,21 @@ from svcdp.kube.context import NodeContext
 from svcdp.kube.endpoints import EndpointInfo, PortKey, endpoints_by_port, usable_endpoints
 from svcdp.kube.events import Event, Recorder
 from svcdp.kube.health import HealthCheck
-from svcdp.kube.model import ObjectKey, Service, ServiceRef
+from svcdp.kube.model import EndpointSlice, ObjectKey, Service, ServiceRef
 from svcdp.kube.state import Change
 from svcdp.kube.tracker import Tracker
 from svcdp.types import ServiceSpec
 
-__all__ = ["Counts", "EndpointStatus", "Progress", "ServiceStatus", "Sync", "Update"]
+__all__ = [
+    "Counts",
+    "EndpointStatus",
+    "Progress",
+    "ServiceChange",
+    "ServiceStatus",
+    "Subscriber",
+    "Sync",
+    "Update",
+]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +48,17 @@ class Counts(NamedTuple):
     endpoints: int
     specs: int
     problems: int
+
+
+class ServiceChange(NamedTuple):
+    """A Service as it is now, or None, and all EndpointSlices that name it; hidden ones too."""
+
+    ref: ServiceRef
+    service: Service | None
+    slices: Sequence[EndpointSlice]
+
+
+Subscriber = Callable[[Sequence[ServiceChange]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +174,7 @@ class Sync:
         self._failure: Exception | None = None
         self._triggers: list[str] = []
         self._in_force: Counter[str] = Counter()  # of state.changed
+        self._subscribers: list[Subscriber] = []
         self._inbox_since: float | None = None
         self._taken_since: float | None = None
         self._queued = self._updated = 0.0
@@ -175,6 +196,14 @@ class Sync:
         self._followed.append(followed)
         if self._worker is not None:
             self._start(followed)
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Call it with the Services that changed, or whose EndpointSlices did, each time that
+        they are in force: in the event loop's thread, so it must be quick.
+
+        It learns of what comes into force from now on: subscribe before the first list is.
+        """
+        self._subscribers.append(subscriber)
 
     async def __aenter__(self) -> Self:
         self._worker = asyncio.create_task(self._work())
@@ -416,6 +445,7 @@ class Sync:
                 dirty.clear()
                 self._failure = None
                 self._settle(time.monotonic() - began)
+                self._tell_subscribers()
                 pause = self._retry[0]
                 self._tell_events()
                 self._generation += 1
@@ -473,6 +503,21 @@ class Sync:
         for text in self._reported.keys() - now.keys():
             log.info("no longer so: %s", text)
         self._reported = now
+
+    def _tell_subscribers(self) -> None:
+        touched, self._tracker.touched = self._tracker.touched, set()
+        if not touched:
+            return
+        state = self._tracker.state
+        changes = [
+            ServiceChange(ref, state.services.get(ref), state.slices(ref))
+            for ref in sorted(touched)
+        ]
+        for subscriber in self._subscribers:
+            try:
+                subscriber(changes)
+            except Exception:  # a bug in one of them; packets must go on
+                log.exception("a subscriber failed")
 
     def _tell_events(self) -> None:
         """Of what came up; if it goes and comes again, again."""

@@ -13,7 +13,7 @@ import pytest
 
 from svcdp.errors import ClosedError, ConfigError, ManifestError, SourceError, SvcdpError
 from svcdp.kube import Change, NodeContext, decode
-from svcdp.sync import Counts, Progress, Sync, Update
+from svcdp.sync import Counts, Progress, ServiceChange, Sync, Update
 from svcdp.types import ServiceSpec
 
 DEADLINE = 20.0
@@ -504,3 +504,51 @@ def test_others_have_their_turn_while_many_services_are_resolved(
             assert len(set(seen)) >= len(names)
 
     run(test)
+
+
+def test_subscribers_hear_of_what_is_in_force(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        mode, source = FakeMode(), FakeSource()
+        told: list[Sequence[ServiceChange]] = []
+
+        def fail(changes: Sequence[ServiceChange]) -> None:
+            raise ValueError("a bug")
+
+        def hear(changes: Sequence[ServiceChange]) -> None:
+            assert mode.calls  # the update is in force
+            told.append(changes)
+
+        async with Sync(mode, NodeContext(), retry=RETRY) as sync:
+            sync.subscribe(fail)
+            sync.subscribe(hear)
+            sync.follow(source)
+            web1, slice1, web2, slice2 = objects("web1", "web2")
+            source.say(Change(objects=(web1, slice1, web2, slice2)))
+            await sync.ready()
+            assert told == [[(web1.ref, web1, [slice1]), (web2.ref, web2, [slice2])]]
+
+            # What failed is told of once, with all that came since.
+            mode.failures.append(SvcdpError("no"))
+            [_, moved] = objects("web1", endpoint="10.1.0.2")
+            source.say(Change(objects=(moved,)))
+            await sync.wait(1)
+            assert told[1:] == [[(web1.ref, web1, [moved])]]
+
+            # The packets of a headless Service are nobody's: no update, and still a change.
+            headless = msgspec.structs.replace(
+                web2, spec=msgspec.structs.replace(web2.spec, cluster_ip="None")
+            )
+            source.say(Change(objects=(headless,)))
+            await sync.wait(2)
+            source.say(Change(deleted=(web2.key,)))
+            await sync.wait(3)
+            assert told[2:] == [
+                [(web2.ref, headless, [slice2])],
+                [(web2.ref, None, [slice2])],
+            ]
+            source.say_nothing_new()
+            await sync.wait(4)
+            assert len(told) == 4
+
+    run(test)
+    assert caplog.text.count("a subscriber failed") == 4

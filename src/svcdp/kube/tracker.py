@@ -38,6 +38,8 @@ class Tracker:
         self._new = self.claims.replace(NOBODY, resolve_node(node))
         self._problems: dict[ServiceRef, list[ManifestError]] = {}
         self._local: dict[ServiceRef, LocalEndpoints] = {}  # of those that must know
+        #: Services that changes of objects touched, for those who follow them. Theirs to empty.
+        self.touched: set[ServiceRef] = set()
 
     def apply(self, changes: Iterable[tuple[int, str, Change]]) -> set[Key]:
         """Take changes in, each with the rank and name of its source.
@@ -51,6 +53,7 @@ class Tracker:
         touched: set[ServiceRef] = set()
         for rank, source, change in changes:
             touched |= self.state.apply(rank, source, change)
+        self.touched |= touched
         touched |= self._listen()
         keys, self._new = self._new, set()
         yield keys
