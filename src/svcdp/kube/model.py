@@ -44,6 +44,11 @@ HEADLESS_LABEL = "service.kubernetes.io/headless"
 _SUBDOMAIN = msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)
 _LABEL_OR_EMPTY = msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$", max_length=63)
 
+# What the API admits and DNS can say (RFC 1035, 2.3.1), with the dot at the end or without.
+_EXTERNAL_NAME = msgspec.Meta(
+    pattern=r"^([A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?(\.|$))*$", max_length=253
+)
+
 Name = Annotated[str, _SUBDOMAIN]
 PortName = Annotated[str, _LABEL_OR_EMPTY]
 PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -160,6 +165,7 @@ class ServiceSpec(_Record, frozen=True):
     session_affinity: Literal["None", "ClientIP", ""] | None = None
     session_affinity_config: SessionAffinityConfig | None = None
     external_ips: tuple[str, ...] | None = msgspec.field(name="externalIPs", default=None)
+    external_name: Annotated[str, _EXTERNAL_NAME] | None = None
     internal_traffic_policy: Literal["Cluster", "Local", ""] | None = None
     external_traffic_policy: Literal["Cluster", "Local", ""] | None = None
     health_check_node_port: OptionalPortNumber | None = None
@@ -216,9 +222,13 @@ class EndpointHints(_Record, frozen=True):
 
 
 class Endpoint(_Record, frozen=True):
-    """One endpoint of a slice. Only ``addresses[0]`` counts; the API reserves the rest."""
+    """One endpoint of a slice. Only ``addresses[0]`` counts; the API reserves the rest.
+
+    ``hostname`` is its own name below a headless Service's.
+    """
 
     addresses: tuple[str, ...]
+    hostname: Annotated[str, _LABEL_OR_EMPTY] | None = None
     conditions: EndpointConditions | None = None
     node_name: str | None = None
     hints: EndpointHints | None = None
@@ -270,11 +280,15 @@ class Container(_Record, frozen=True):
 
 
 class PodSpec(_Record, frozen=True):
-    """What runs in a Pod, and where."""
+    """What runs in a Pod, and where. With a ``subdomain`` that is a headless Service's name, its
+    ``hostname`` is a name below that.
+    """
 
     containers: tuple[Container, ...] | None = None
     init_containers: tuple[Container, ...] | None = None
     node_name: str | None = None
+    hostname: Annotated[str, _LABEL_OR_EMPTY] | None = None
+    subdomain: str | None = None
 
 
 class PodCondition(_Record, frozen=True):

@@ -20,6 +20,7 @@ from svcdp.kube.model import (
     ObjectMeta,
     ObjectReference,
     Pod,
+    PodSpec,
     Service,
     ServicePort,
     ServiceRef,
@@ -185,9 +186,11 @@ def _endpoint(service: Service, pod: Pod, address: str) -> Endpoint:
     terminating = pod.metadata.deletion_timestamp is not None
     # "ready" is never true of a Pod that terminates, unless the Service asks for all of them.
     ready = bool(service.spec.publish_not_ready_addresses) or (serving and not terminating)
+    spec = pod.spec or PodSpec()
     return Endpoint(
         addresses=(address,),
+        hostname=spec.hostname if spec.subdomain == service.ref.name else None,
         conditions=EndpointConditions(ready=ready, serving=serving, terminating=terminating),
-        node_name=(pod.spec and pod.spec.node_name) or None,
+        node_name=spec.node_name or None,
         target_ref=ObjectReference(name=pod.metadata.name),
     )

@@ -198,6 +198,12 @@ class TestSlices:
         assert found.ports == ()
         assert len(found.endpoints or ()) == 1
 
+    def test_a_hostname_is_of_its_subdomain(self) -> None:
+        named = pod(labels={"app": "web"}, spec={"hostname": "web-0", "subdomain": "web"})
+        other = pod("b", labels={"app": "web"}, spec={"hostname": "b", "subdomain": "other"})
+        [found] = slices_of(service(clusterIP="None"), [named, other])
+        assert [each.hostname for each in found.endpoints or ()] == ["web-0", None]
+
     def test_external_name(self) -> None:
         external = service(type="ExternalName", externalName="remote.server.url.com")
         assert slices_of(external, [pod()]) == []

@@ -1,0 +1,1 @@
+"""Services by name: the cluster's DNS."""

@@ -1,0 +1,281 @@
+"""The names of a cluster's Services: Kubernetes' DNS schema 1.1.0, kept by change. Pure.
+
+https://github.com/kubernetes/dns/blob/master/docs/specification.md
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dns.exception
+import dns.name
+import dns.reversename
+import dns.rrset
+from dns.name import Name
+from dns.rcode import Rcode
+from dns.rdata import Rdata
+from dns.rdataclass import RdataClass
+from dns.rdatatype import RdataType
+from dns.rdtypes.ANY.CNAME import CNAME
+from dns.rdtypes.ANY.NS import NS
+from dns.rdtypes.ANY.PTR import PTR
+from dns.rdtypes.ANY.SOA import SOA
+from dns.rdtypes.ANY.TXT import TXT
+from dns.rdtypes.IN.A import A
+from dns.rdtypes.IN.AAAA import AAAA
+from dns.rdtypes.IN.SRV import SRV
+from dns.rrset import RRset
+
+from svcdp.errors import ConfigError
+from svcdp.kube.model import Endpoint, EndpointSlice, Service, ServiceRef, family_of, parse_address
+from svcdp.kube.resolve import cluster_ips
+
+__all__ = ["TTL", "Answer", "Key", "Names", "key_of"]
+
+SCHEMA = "1.1.0"
+TTL = 5  #: seconds, of positive and negative answers: names change as fast as endpoints
+# RFC 1035, 2.3.4: a name has 255 octets, and the longest one here three labels of 64 and "svc".
+ZONE_MAX = 255 - 3 * 64 - 4
+
+Key = tuple[bytes, ...]
+"""The labels of a name, in lower case."""
+
+_IN = RdataClass.IN
+_REFRESH, _RETRY, _EXPIRE = 7200, 1800, 86400  # seconds; for secondaries, of which there are none
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_NOBODY = ServiceRef("", "")
+"""Whose records are those of the zone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The sections of a response."""
+
+    rcode: Rcode = Rcode.NOERROR
+    answer: tuple[RRset, ...] = ()
+    authority: tuple[RRset, ...] = ()
+    additional: tuple[RRset, ...] = ()
+
+    @property
+    def alias(self) -> Name | None:
+        """Where the name that was asked for points to, if that is all that is known of it."""
+        for record in self.answer[-1] if self.answer else ():
+            if isinstance(record, CNAME):
+                return record.target
+        return None
+
+
+class Names:
+    """What Services and their EndpointSlices are called, below a zone and by address.
+
+    ``addresses`` are those of the zone's server. Not safe for several threads.
+    """
+
+    def __init__(self, zone: str = "cluster.local", addresses: Iterable[str] = ()) -> None:
+        self.zone = _zone(zone)
+        self._apex = key_of(self.zone)
+        self._server = Name((b"ns", b"dns", *self.zone.labels))
+        self._serial = 1
+        # By name and by whose they are: several Services may have endpoints of one address.
+        self._records: dict[Key, dict[ServiceRef, list[Rdata]]] = {}
+        self._held: dict[ServiceRef, list[Key]] = {}
+        self._below: Counter[Key] = Counter()  # names with records below a name of the zone
+        self._put(_NOBODY, self._own_records(addresses))
+
+    def replace(
+        self, ref: ServiceRef, service: Service | None, slices: Sequence[EndpointSlice]
+    ) -> None:
+        """Let the names of a Service be these: ``slices`` are those that name it."""
+        self._serial = (self._serial + 1) & 0xFFFFFFFF
+        self._drop(ref)
+        if service is not None and _LABEL.fullmatch(ref.name) and _LABEL.fullmatch(ref.namespace):
+            self._put(ref, self._service_records(service, slices))
+
+    def lookup(self, name: Name, rdtype: RdataType) -> Answer | None:
+        """What the cluster says of a name; None: it is not of the cluster.
+
+        A name that is an alias is not followed. Owners are spelled as in ``name``.
+        """
+        key = key_of(name)
+        found = self._records.get(key)
+        is_inside = self.contains(key)
+        if found is None and not is_inside:
+            return None
+        owner = self.zone if is_inside else name  # of the SOA record: a name at or above
+        if key == self._apex and rdtype == RdataType.SOA:
+            return Answer(answer=(self._soa(name),))
+        if found is None:
+            rcode = Rcode.NOERROR if self._below[key] else Rcode.NXDOMAIN
+            return Answer(rcode, authority=(self._soa(owner),))
+        records = [each for held in found.values() for each in held]
+        chosen = [each for each in records if each.rdtype in (rdtype, RdataType.CNAME)]
+        if not chosen:
+            return Answer(authority=(self._soa(owner),))
+        random.shuffle(chosen)  # some clients take the first, always
+        return Answer(answer=(_rrset(name, chosen),), additional=tuple(self._targets(chosen)))
+
+    def contains(self, key: Key) -> bool:
+        """Whether a name is the zone's, or below."""
+        return key[-len(self._apex) :] == self._apex
+
+    def _put(self, ref: ServiceRef, records: Iterable[tuple[Key, Rdata]]) -> None:
+        for key, record in records:
+            owners = self._records.setdefault(key, {})
+            if ref not in owners:
+                owners[ref] = []
+                self._held.setdefault(ref, []).append(key)
+                self._below.update(self._above(key))
+            owners[ref].append(record)
+
+    def _drop(self, ref: ServiceRef) -> None:
+        for key in self._held.pop(ref, ()):
+            owners = self._records[key]
+            del owners[ref]
+            if not owners:
+                del self._records[key]
+            for each in self._above(key):
+                self._below[each] -= 1
+                if not self._below[each]:
+                    del self._below[each]
+
+    def _above(self, key: Key) -> list[Key]:
+        """The names between a name and the zone's."""
+        if not self.contains(key):
+            return []
+        return [key[depth:] for depth in range(1, len(key) - len(self._apex))]
+
+    def _soa(self, owner: Name) -> RRset:
+        mailbox = Name((b"hostmaster", *self.zone.labels))
+        record = _record(SOA, self._server, mailbox, self._serial, _REFRESH, _RETRY, _EXPIRE, TTL)
+        return _rrset(owner, [record])
+
+    def _targets(self, records: Iterable[Rdata]) -> Iterator[RRset]:
+        """The addresses of what SRV and NS records name."""
+        for record in records:
+            if isinstance(record, SRV | NS):
+                found = self._records.get(key_of(record.target), {})
+                for kind in (A, AAAA):
+                    addresses = [
+                        each for held in found.values() for each in held if isinstance(each, kind)
+                    ]
+                    if addresses:
+                        yield _rrset(record.target, addresses)
+
+    def _own_records(self, addresses: Iterable[str]) -> Iterator[tuple[Key, Rdata]]:
+        yield self._apex, _record(NS, self._server)
+        yield (b"dns-version", *self._apex), _record(TXT, [SCHEMA.encode()])
+        for address in addresses:
+            yield key_of(self._server), _address(address)
+
+    def _service_records(
+        self, service: Service, slices: Iterable[EndpointSlice]
+    ) -> Iterator[tuple[Key, Rdata]]:
+        spec, ref = service.spec, service.ref
+        name = Name((ref.name.encode(), ref.namespace.encode(), b"svc", *self.zone.labels))
+        if spec.type == "ExternalName":
+            if spec.external_name:
+                target = dns.name.from_text(spec.external_name)
+                yield key_of(name), _record(CNAME, target)
+        elif spec.cluster_ip == "None":
+            yield from _headless(name, service, slices)
+        elif spec.cluster_ip:
+            for address in cluster_ips(service).values():
+                yield key_of(name), _address(address)
+                yield _reverse(address), _record(PTR, name)
+            for port in spec.ports or ():
+                if port.name:
+                    yield _service(name, port.name, port.protocol), _srv(port.port, name)
+
+
+def key_of(name: Name) -> Key:
+    """What is the same for names that differ in case only (RFC 4343)."""
+    return tuple([label.lower() for label in name.labels])
+
+
+def _zone(text: str) -> Name:
+    try:
+        name = dns.name.from_text(text)
+    except dns.name.NameTooLong:
+        raise ConfigError(f"{text!r} is too long for a zone") from None
+    except (dns.exception.DNSException, UnicodeError):
+        raise ConfigError(f"{text!r} is not a zone such as cluster.local") from None
+    if name == dns.name.root:
+        raise ConfigError("the zone cannot be the root of all names")
+    if len(name.to_wire() or b"") > ZONE_MAX:
+        raise ConfigError(f"{text!r} is too long for a zone")
+    return name
+
+
+def _headless(
+    name: Name, service: Service, slices: Iterable[EndpointSlice]
+) -> Iterator[tuple[Key, Rdata]]:
+    """Of the endpoints that are ready, or of all. A port is the endpoint's own: clients connect
+    to that, whatever the Service calls it.
+    """
+    everybody = bool(service.spec.publish_not_ready_addresses)
+    own: dict[tuple[Name, str], None] = {}
+    served: dict[tuple[Key, int, Name], None] = {}
+    for each in slices:
+        for endpoint in each.endpoints or ():
+            if not endpoint.addresses or not (everybody or _is_ready(endpoint)):
+                continue
+            if each.address_type == "FQDN":
+                continue
+            address = parse_address(endpoint.addresses[0])
+            if family_of(address) != each.address_type:
+                continue
+            # Without a hostname, one that stays as long as the address does.
+            hostname = endpoint.hostname or re.sub("[.:]", "-", address)
+            target = Name((hostname.encode(), *name.labels))
+            own[target, address] = None
+            for port in each.ports or ():
+                if port.name and port.port:
+                    served[_service(name, port.name, port.protocol), port.port, target] = None
+    for address in dict.fromkeys(address for _, address in own):
+        yield key_of(name), _address(address)
+    for target, address in own:
+        yield key_of(target), _address(address)
+        yield _reverse(address), _record(PTR, target)
+    for key, number, target in served:
+        yield key, _srv(number, target)
+
+
+def _is_ready(endpoint: Endpoint) -> bool:
+    return endpoint.conditions is None or endpoint.conditions.ready is not False
+
+
+def _service(name: Name, port: str, protocol: str | None) -> Key:
+    """``_port._protocol.name`` (RFC 2782)."""
+    return (f"_{port}".encode(), f"_{protocol or 'TCP'}".lower().encode(), *key_of(name))
+
+
+def _srv(port: int, target: Name) -> Rdata:
+    """Equal weights, not 0: then the first would be everybody's (RFC 2782)."""
+    return _record(SRV, 0, 1, port, target)
+
+
+def _reverse(address: str) -> Key:
+    return key_of(dns.reversename.from_address(address))
+
+
+def _address(address: str) -> Rdata:
+    return _record(AAAA if family_of(address) == "IPv6" else A, address)
+
+
+def _record(kind: Any, *fields: object) -> Rdata:
+    """dnspython's classes of records have no types for their fields."""
+    record: Rdata = kind(_IN, RdataType[kind.__name__], *fields)
+    return record
+
+
+def _rrset(owner: Name, records: Sequence[Rdata]) -> RRset:
+    rrset = RRset(owner, _IN, records[0].rdtype)
+    rrset.ttl = TTL
+    # RRset.add() compares each with all: a Service may have thousands of endpoints.
+    rrset.items.update(dict.fromkeys(records))
+    return rrset
