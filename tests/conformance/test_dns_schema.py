@@ -8,13 +8,13 @@ import dns.name
 import dns.rcode
 import dns.rdatatype
 import pytest
+from dnslab import SVC, ZONE, names_of
 from kube_objects import case, endpoint, endpoints, port, service
 
 from svcdp.discovery.names import TTL, Answer, Names
 from svcdp.errors import ConfigError
 from svcdp.kube.decode import decode_value
 from svcdp.kube.model import ServiceRef
-from svcdp.kube.state import Change, State
 
 
 def headless(name: str = "db", **more: Any) -> dict[str, Any]:
@@ -55,18 +55,6 @@ CLUSTER = [
     service("nameless", "10.96.0.60", ports=[port(name=None)]),
     service("a.b", "10.96.0.40"),
 ]
-
-ZONE = "cluster.local."
-SVC = f"svc.{ZONE}"
-
-
-def names_of(objects: list[dict[str, Any]], **more: Any) -> Names:
-    names = Names(**more)
-    state = State()
-    records = tuple(found for each in objects for found in decode_value(each))
-    for ref in sorted(state.apply(0, "", Change(objects=records))):
-        names.replace(ref, state.services.get(ref), state.slices(ref))
-    return names
 
 
 def ask(names: Names, name: str, kind: str) -> Answer:

@@ -54,12 +54,13 @@ _NOBODY = ServiceRef("", "")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The sections of a response."""
+    """The sections of a response. ``is_own``: it is the cluster's, not what somebody else says."""
 
     rcode: Rcode = Rcode.NOERROR
     answer: tuple[RRset, ...] = ()
     authority: tuple[RRset, ...] = ()
     additional: tuple[RRset, ...] = ()
+    is_own: bool = False
 
     @property
     def alias(self) -> Name | None:
@@ -108,16 +109,17 @@ class Names:
             return None
         owner = self.zone if is_inside else name  # of the SOA record: a name at or above
         if key == self._apex and rdtype == RdataType.SOA:
-            return Answer(answer=(self._soa(name),))
+            return Answer(answer=(self._soa(name),), is_own=True)
         if found is None:
             rcode = Rcode.NOERROR if self._below[key] else Rcode.NXDOMAIN
-            return Answer(rcode, authority=(self._soa(owner),))
+            return Answer(rcode, authority=(self._soa(owner),), is_own=True)
         records = [each for held in found.values() for each in held]
         chosen = [each for each in records if each.rdtype in (rdtype, RdataType.CNAME)]
         if not chosen:
-            return Answer(authority=(self._soa(owner),))
+            return Answer(authority=(self._soa(owner),), is_own=True)
         random.shuffle(chosen)  # some clients take the first, always
-        return Answer(answer=(_rrset(name, chosen),), additional=tuple(self._targets(chosen)))
+        additional = tuple(self._targets(chosen))
+        return Answer(answer=(_rrset(name, chosen),), additional=additional, is_own=True)
 
     def contains(self, key: Key) -> bool:
         """Whether a name is the zone's, or below."""
