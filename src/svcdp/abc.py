@@ -46,7 +46,11 @@ class Mode(Sink, Protocol):
 
 
 class Source(Protocol):
-    """Where Kubernetes objects come from."""
+    """Where Kubernetes objects come from.
+
+    One may have ``events``, too: what of ``errors`` those who made the objects should see
+    (:class:`svcdp.kube.events.Event`).
+    """
 
     @property
     def name(self) -> str:

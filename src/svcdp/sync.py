@@ -522,6 +522,8 @@ class Sync:
     def _tell_events(self) -> None:
         """Of what came up; if it goes and comes again, again."""
         now = self._tracker.events()
+        for followed in self._followed:
+            now += getattr(followed.source, "events", ())
         for event in now:
             if event not in self._recorded:
                 self._record(event)

@@ -13,6 +13,8 @@ import pytest
 
 from svcdp.errors import ClosedError, ConfigError, ManifestError, SourceError, SvcdpError
 from svcdp.kube import Change, NodeContext, decode
+from svcdp.kube.events import Event
+from svcdp.kube.model import ObjectKey
 from svcdp.sync import Counts, Progress, ServiceChange, Sync, Update
 from svcdp.types import ServiceSpec
 
@@ -466,6 +468,26 @@ def test_events_are_told_when_they_come_up() -> None:
                 await sync.wait(generation)
                 # Of web2 as of web1; those that are no news are not told again.
                 assert len(events) == (2, 2, 4)[number - 1]
+
+    run(main)
+
+
+def test_events_of_a_source_are_told_too() -> None:
+    lacking = Event(ObjectKey("Service", "default", "web1"), "ServiceCIDRFull", "no address")
+
+    class Allocating(FakeSource):
+        events = (lacking,)
+
+    async def main() -> None:
+        source, events = Allocating(), []
+        async with Sync(FakeMode(), NodeContext(), record=events.append) as sync:
+            sync.follow(source)
+            source.say(Change(objects=objects("web1")))
+            await sync.ready()
+            assert events == [lacking]
+            source.say(Change(objects=objects("web1", endpoint="10.1.0.2")))
+            await sync.wait(1)
+            assert events == [lacking]
 
     run(main)
 

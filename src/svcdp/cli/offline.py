@@ -5,7 +5,6 @@ from __future__ import annotations
 from svcdp.cli.printers import note
 from svcdp.dataplane import Dataplane
 from svcdp.kube import read_folder, resolve_all
-from svcdp.kube.allocate import Allocator
 from svcdp.kube.allocations import allocated, load_allocations
 from svcdp.node.config import NodeConfig
 from svcdp.node.context import node_context
@@ -21,8 +20,9 @@ def offline_dataplane(folder: str, config: NodeConfig) -> Dataplane:
     decoded = read_folder(folder)
     node_ports = config.service_node_port_range
     remembered = load_allocations(config.allocations_file) if config.allocations_file else {}
-    allocator = Allocator(config.service_cidrs, (node_ports.first, node_ports.last), remembered)
-    objects, lacking = allocated(decoded.objects, allocator)
+    objects, lacking = allocated(
+        decoded.objects, config.service_cidrs, (node_ports.first, node_ports.last), remembered
+    )
     resolution = resolve_all(objects, node_context(config, config.addresses))
     for problem in (*decoded.errors, *lacking, *resolution.problems):
         note(f"warning: {problem}")

@@ -19,11 +19,10 @@ _NETWORKS = ("10.96.0.0/12", "fd00:96::/112", "0.0.0.0/0", "::/0")
 def command(manifests: str) -> int:
     """Find all mistakes in a folder of manifests: a line each, exit status 1 if any."""
     from svcdp.kube import NodeContext, read_folder, resolve_all
-    from svcdp.kube.allocate import Allocator
     from svcdp.kube.allocations import allocated
 
     decoded = read_folder(manifests)
-    objects, lacking = allocated(decoded.objects, Allocator(_NETWORKS))
+    objects, lacking = allocated(decoded.objects, _NETWORKS)
     resolution = resolve_all(objects, NodeContext())
     problems = [*decoded.errors, *lacking, *resolution.problems]
     for problem in problems:

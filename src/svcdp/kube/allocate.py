@@ -16,8 +16,10 @@ from typing import NamedTuple
 import msgspec
 
 from svcdp.errors import CapacityError, ConflictError, ManifestError, SvcdpError
+from svcdp.kube.events import Event
 from svcdp.kube.model import (
     IPFamily,
+    ObjectKey,
     Service,
     ServicePort,
     ServiceRef,
@@ -134,6 +136,7 @@ class Allocator:
     keeps it; of those who ask for one at the same time the older Service gets it, then the first
     by namespace and name. What Services go without is in :attr:`problems`; they get another chance
     when something is released. Without networks of a family its addresses are not looked after.
+    Networks may overlap.
 
     ``remembered`` is what :attr:`holdings` was; what is out of range now does not count.
     """
@@ -151,15 +154,13 @@ class Allocator:
         self._lacking: dict[ServiceRef, Service] = {}  # those with problems
         self._complete: dict[ServiceRef, Service] = {}
         self._held: dict[ServiceRef, dict[Slot, int]] = {}
-        self._problems: dict[ServiceRef, list[ManifestError]] = {}
+        self._problems: dict[ServiceRef, list[tuple[str, ManifestError]]] = {}  # with reasons
         #: How often what is held was changed.
         self.revision = 0
         for ref, slots in (remembered or {}).items():
             for slot, number in slots.items():
-                for band in self._bands_of(slot):
-                    if number in band:
-                        band.take(number, _holder(ref, slot))
-                        self._held.setdefault(ref, {})[slot] = number
+                if _take(self._bands_of(slot), number, _holder(ref, slot)):
+                    self._held.setdefault(ref, {})[slot] = number
 
     @property
     def holdings(self) -> Holdings:
@@ -174,7 +175,16 @@ class Allocator:
     @property
     def problems(self) -> list[ManifestError]:
         """What Services go without, and why."""
-        return [problem for _, found in sorted(self._problems.items()) for problem in found]
+        return [problem for _, found in sorted(self._problems.items()) for _, problem in found]
+
+    @property
+    def events(self) -> list[Event]:
+        """The same, for those who made the Services."""
+        return [
+            Event.of(ObjectKey("Service", *ref), reason, problem)
+            for ref, found in self._problems.items()
+            for reason, problem in found
+        ]
 
     def update(
         self, services: Iterable[Service], gone: Collection[ServiceRef] = ()
@@ -249,7 +259,7 @@ class Allocator:
             number = self._allocate(wish, _holder(service.ref, wish.slot), held)
         except SvcdpError as error:
             problem = service.problem(wish.field, str(error))
-            self._problems.setdefault(service.ref, []).append(problem)
+            self._problems.setdefault(service.ref, []).append((_reason(wish, error), problem))
             self._lacking[service.ref] = service
         else:
             self._held.setdefault(service.ref, {})[wish.slot] = number
@@ -259,13 +269,11 @@ class Allocator:
         bands = self._bands_of(wish.slot)
         if wish.number is not None:
             text = text_of(wish.slot, wish.number)
-            for band in bands:
-                if wish.number in band:
-                    try:
-                        band.take(wish.number, holder)
-                    except ConflictError as error:
-                        raise ConflictError(f"{text} is {error}") from None
+            try:
+                if _take(bands, wish.number, holder):
                     return wish.number
+            except ConflictError as error:
+                raise ConflictError(f"{text} is {error}") from None
             raise CapacityError(f"{text} is not in the range {self._range(wish.slot)}")
         port, _, protocol = wish.slot.partition("/")
         for other in _PROTOCOLS if protocol else ():
@@ -274,9 +282,11 @@ class Allocator:
                 return number
         for band in bands:
             try:
-                return band.pick(holder)
+                number = band.pick(holder)
             except CapacityError:
                 continue
+            _take(bands, number, holder)
+            return number
         if not bands:
             raise CapacityError(f"there is no network for cluster IPs of {wish.slot}: add one")
         raise CapacityError(f"range is full: {self._range(wish.slot)}")
@@ -348,6 +358,23 @@ class Allocator:
         if HEALTH_CHECK in slots:
             changes["health_check_node_port"] = held.get(HEALTH_CHECK)
         return msgspec.structs.replace(service, spec=msgspec.structs.replace(spec, **changes))
+
+
+def _take(bands: Iterable[Band], number: int, holder: str) -> bool:
+    """Have a number, in each band that has it; whether one has. ConflictError."""
+    found = [band for band in bands if number in band]
+    for band in found:
+        band.take(number, holder)
+    return bool(found)
+
+
+def _reason(wish: _Wish, error: SvcdpError) -> str:
+    """As an API server's repair loops have it."""
+    is_address = wish.slot in FAMILIES
+    if wish.number is None:
+        return "ServiceCIDRFull" if is_address else "PortRangeFull"
+    what = "AlreadyAllocated" if isinstance(error, ConflictError) else "OutOfRange"
+    return f"ClusterIP{what}" if is_address else f"Port{what}"
 
 
 def _rank(service: Service) -> tuple[str, ServiceRef]:

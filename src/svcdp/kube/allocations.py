@@ -16,9 +16,18 @@ import msgspec
 from svcdp._files import replacing
 from svcdp.abc import Source
 from svcdp.errors import PlatformError, StateError, SvcdpError
-from svcdp.kube.allocate import FAMILIES, Allocator, Holdings, text_of
-from svcdp.kube.model import Object, Service, ServiceRef, family_of, parse_address
-from svcdp.kube.state import Change
+from svcdp.kube.allocate import FAMILIES, NODE_PORTS, Allocator, Holdings, text_of
+from svcdp.kube.events import Event
+from svcdp.kube.model import (
+    Object,
+    Service,
+    ServiceCIDR,
+    ServiceRef,
+    family_of,
+    parse_address,
+)
+from svcdp.kube.own import networks
+from svcdp.kube.state import Change, State
 
 __all__ = ["AllocatingSource", "allocated", "load_allocations", "save_allocations"]
 
@@ -75,14 +84,21 @@ def save_allocations(path: str | os.PathLike[str], holdings: Holdings) -> None:
 
 
 def allocated(
-    objects: Iterable[Object], allocator: Allocator
+    objects: Iterable[Object],
+    service_cidrs: Iterable[str],
+    node_ports: tuple[int, int] = NODE_PORTS,
+    remembered: Holdings | None = None,
 ) -> tuple[list[Object], Sequence[SvcdpError]]:
-    """All objects, Services completed, and what these go without."""
+    """All objects, Services completed, and what these go without. ServiceCIDRs among them say
+    where cluster IPs are, too.
+    """
     found = list(objects)
     services: dict[ServiceRef, Service] = {}
     for each in found:
         if isinstance(each, Service):
             services.setdefault(each.ref, each)
+    cidrs = networks(service_cidrs, (each for each in found if isinstance(each, ServiceCIDR)))
+    allocator = Allocator(cidrs, node_ports, remembered)
     gone = allocator.holdings.keys() - services.keys()
     complete = allocator.update(services.values(), gone)
     return [
@@ -95,7 +111,8 @@ class AllocatingSource:
     """Another source, whose Services it completes. With a ``path`` they have the same addresses
     the next time: what is new is in that file before anybody hears of it.
 
-    Raises as :func:`load_allocations`.
+    Its ServiceCIDRs are where cluster IPs are, besides ``service_cidrs``. When they change,
+    Services keep what is still in range. Raises as :func:`load_allocations`.
     """
 
     def __init__(
@@ -106,14 +123,14 @@ class AllocatingSource:
         path: str = "",
     ) -> None:
         self._source = source
+        self._service_cidrs = tuple(service_cidrs)
+        self._node_ports = node_ports
         self._path = path
-        remembered = load_allocations(path) if path else {}
-        self._allocator = Allocator(service_cidrs, node_ports, remembered)
-        # What is out of range now leaves the file, too.
-        self._saved = self._allocator.revision if self._allocator.holdings == remembered else None
-        self._copies: dict[ServiceRef, dict[str, Service]] = {}  # by origin; the first counts
-        self._refs: dict[str, set[ServiceRef]] = {}  # of each origin
-        self._listed = False
+        self._state = State()  # of Services and ServiceCIDRs alone
+        self._networks: tuple[str, ...] | None = None  # None: nothing was listed yet
+        self._allocator = Allocator()
+        self._holdings = load_allocations(path) if path else {}
+        self._saved: int | None = None  # the revision that is in the file
         self._unsaved: SvcdpError | None = None
 
     @property
@@ -127,6 +144,11 @@ class AllocatingSource:
         own = [self._unsaved] if self._unsaved else []
         return [*self._source.errors, *self._allocator.problems, *own]
 
+    @property
+    def events(self) -> Sequence[Event]:
+        """What Services go without, for those who made them."""
+        return self._allocator.events
+
     async def changes(self) -> AsyncIterator[list[Change]]:
         """Those of the other source, and of Services that get or lose something by them."""
         async with aclosing(self._source.changes()) as batches:  # type: ignore[type-var]
@@ -138,44 +160,40 @@ class AllocatingSource:
     def _completed(self, batch: Sequence[Change]) -> list[Change]:
         touched: set[ServiceRef] = set()
         for change in batch:
-            touched |= self._take(change)
-        if not self._listed:
-            self._listed = True
-            touched |= self._allocator.holdings.keys()
-        present = [self._effective(ref) for ref in touched if self._copies.get(ref)]
-        gone = [ref for ref in touched if not self._copies.get(ref)]
-        changed = self._allocator.update(present, gone)
+            own = tuple(each for each in change.objects if isinstance(each, Service | ServiceCIDR))
+            touched |= self._state.apply(0, "", replace(change, objects=own))
+        services = self._state.services
+        cidrs = networks(self._service_cidrs, self._state.service_cidrs.values())
+        if cidrs != self._networks:
+            touched |= services.keys() | self._holdings.keys()
+            self._move(cidrs)
+        present = [services[ref] for ref in touched if ref in services]
+        changed = self._allocator.update(present, touched - services.keys())
+        complete = self._allocator.complete
+        # Of copies in several files another one may count now, which was told of as it is.
+        changed |= {each.ref: complete[each.ref] for each in present}
         found = []
         for change in batch:
-            objects = tuple(self._complete(change.origin, each) for each in change.objects)
-            found.append(replace(change, objects=objects))
+            objects = [self._complete(change.origin, each) for each in change.objects]
+            found.append(replace(change, objects=tuple(objects)))
             for each in objects:
                 if isinstance(each, Service) and changed.get(each.ref) is each:
                     del changed[each.ref]
-        others = [Change(min(self._copies[ref]), (each,)) for ref, each in changed.items()]
+        others = [Change(self._state.origin(each.key), (each,)) for each in changed.values()]
         return [*found, *others]
 
-    def _take(self, change: Change) -> set[ServiceRef]:
-        """Note where Services are; returns those that the change is about."""
-        new = {each.ref: each for each in change.objects if isinstance(each, Service)}
-        old = self._refs.get(change.origin, set())
-        deleted = {ServiceRef(*key[1:]) for key in change.deleted if key.kind == "Service"}
-        gone = (old if change.replace else old & deleted) - new.keys()
-        for ref in gone:
-            del self._copies[ref][change.origin]
-            if not self._copies[ref]:
-                del self._copies[ref]
-        for ref, service in new.items():
-            self._copies.setdefault(ref, {})[change.origin] = service
-        self._refs[change.origin] = (old - gone) | new.keys()
-        return gone | new.keys()
-
-    def _effective(self, ref: ServiceRef) -> Service:
-        copies = self._copies[ref]
-        return copies[min(copies)]
+    def _move(self, cidrs: tuple[str, ...]) -> None:
+        """Have cluster IPs in these networks from now on."""
+        held = self._holdings
+        self._allocator = Allocator(cidrs, self._node_ports, held)
+        self._holdings = self._allocator.holdings
+        # What is out of range now leaves the file, too.
+        is_saved = self._networks is None and self._holdings == held
+        self._saved = self._allocator.revision if is_saved else None
+        self._networks = cidrs
 
     def _complete(self, origin: str, each: Object) -> Object:
-        if isinstance(each, Service) and origin == min(self._copies.get(each.ref, ("",))):
+        if isinstance(each, Service) and origin == self._state.origin(each.key):
             return self._allocator.complete[each.ref]
         return each
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
+from svcdp.errors import ManifestError
 from svcdp.kube.model import ObjectKey
 
 __all__ = ["Event", "Recorder"]
@@ -19,6 +20,11 @@ class Event:
     reason: str
     message: str
     type: Literal["Normal", "Warning"] = "Warning"
+
+    @classmethod
+    def of(cls, regarding: ObjectKey, reason: str, problem: ManifestError) -> Self:
+        """That an object is wrong."""
+        return cls(regarding, reason, f"{problem.field}: {problem.message}")
 
 
 Recorder = Callable[[Event], None]

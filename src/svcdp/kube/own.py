@@ -9,7 +9,7 @@ from svcdp.errors import ManifestError
 from svcdp.kube.context import NodeContext
 from svcdp.kube.model import Node, ServiceCIDR, family_of, parse_address, parse_cidr
 
-__all__ = ["informed"]
+__all__ = ["informed", "networks"]
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
@@ -21,12 +21,7 @@ def informed(
     addresses that it is known by, the Pods' CIDRs where those of this node tell who is one, and
     where cluster IPs are.
     """
-    cidrs = [
-        parse_cidr(text) for each in service_cidrs if each.spec for text in each.spec.cidrs or ()
-    ]
-    added: dict[str, object] = {
-        "service_cidrs": tuple(dict.fromkeys((*node.service_cidrs, *cidrs)))
-    }
+    added: dict[str, object] = {"service_cidrs": networks(node.service_cidrs, service_cidrs)}
     if own is not None:
         added["zone"] = node.zone or (own.metadata.labels or {}).get(ZONE_LABEL, "")
         if node.primary_addresses is None:
@@ -35,6 +30,14 @@ def informed(
             pods = own.spec.pod_cidrs or filter(None, [own.spec.pod_cidr])
             added["pod_cidrs"] = tuple(map(parse_cidr, pods))
     return replace(node, **added)  # type: ignore[arg-type]
+
+
+def networks(given: Iterable[str], service_cidrs: Iterable[ServiceCIDR]) -> tuple[str, ...]:
+    """Where cluster IPs are: the CIDRs of settings first, then those of ServiceCIDRs."""
+    found = [
+        parse_cidr(text) for each in service_cidrs if each.spec for text in each.spec.cidrs or ()
+    ]
+    return tuple(dict.fromkeys((*given, *found)))
 
 
 def _primary_addresses(node: NodeContext, own: Node) -> tuple[str, ...] | None:

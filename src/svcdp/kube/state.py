@@ -72,6 +72,10 @@ class State:
         """All Services that count, hidden ones too."""
         return MappingProxyType(self._services)
 
+    def origin(self, key: ObjectKey) -> str:
+        """In which place of its source the object is that counts; KeyError: there is none."""
+        return self._origins[key][0][2]
+
     def slices(self, ref: ServiceRef) -> list[EndpointSlice]:
         """The EndpointSlices of a Service, hidden ones too: by name, then those of its Pods."""
         found = self._slices.get(ref, {})
@@ -149,7 +153,8 @@ class State:
         if not origins:
             del self._origins[key]
         if before == after:
-            return set()
+            # Another copy may count now; who completes Services must know which.
+            return {after.ref} if after is not None and after.ref is not None else set()
         self.changed[key.kind] += 1
         if key.kind == "Node":
             self.nodes[key.name] = after if isinstance(after, Node) else None

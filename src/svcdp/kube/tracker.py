@@ -99,9 +99,7 @@ class Tracker:
     def events(self) -> list[Event]:
         """What of that those who made the objects should see."""
         found = [
-            Event(
-                ObjectKey("Service", *ref), _reason(problem), f"{problem.field}: {problem.message}"
-            )
+            Event.of(ObjectKey("Service", *ref), _reason(problem), problem)
             for ref, problems in self._problems.items()
             for problem in problems
         ]

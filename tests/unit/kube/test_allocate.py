@@ -146,6 +146,39 @@ def test_a_full_network_is_told_of_and_the_next_one_used() -> None:
     assert again[2].spec.cluster_ip in {"10.97.0.1", "10.97.0.2"}
 
 
+def test_networks_that_overlap_have_each_address_once() -> None:
+    allocator = Allocator(["10.96.0.4/30", "10.96.0.0/28"])
+    got = given(allocator, *(service(f"s{number}") for number in range(14)))
+    assert len({each.spec.cluster_ip for each in got} - {None}) == 14
+    allocator.update((), [each.ref for each in got])
+    assert address(allocator, service("a", clusterIP="10.96.0.5")) == "10.96.0.5"
+    assert address(allocator, service("b", clusterIP="10.96.0.5")) is None
+
+
+def test_what_services_go_without_is_an_event() -> None:
+    allocator = Allocator(["10.96.0.0/30"], node_ports=(30000, 30000))
+    node_port = {"type": "NodePort", "clusterIP": "10.96.0.1"}
+    given(
+        allocator,
+        service("a", {"port": 80, "nodePort": 30000}, **node_port),
+        service("b", {"port": 80, "nodePort": 30000}, **node_port),
+        service("c", {"port": 80, "nodePort": 1}, type="NodePort", clusterIP="10.97.0.1"),
+        service("d"),
+        service("e", type="NodePort"),
+    )
+    assert [(each.regarding.name, each.reason) for each in allocator.events] == [
+        ("b", "ClusterIPAlreadyAllocated"),
+        ("b", "PortAlreadyAllocated"),
+        ("c", "ClusterIPOutOfRange"),
+        ("c", "PortOutOfRange"),
+        ("e", "ServiceCIDRFull"),
+        ("e", "PortRangeFull"),
+    ]
+    assert allocator.events[0].message == (
+        "$.spec.clusterIP: 10.96.0.1 is already allocated to Service default/a"
+    )
+
+
 def test_what_is_remembered_is_given_again() -> None:
     before = Allocator(CIDRS)
     services = [

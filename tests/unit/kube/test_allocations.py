@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from svcdp import Dataplane
 from svcdp.errors import PlatformError, StateError
 from svcdp.kube import Change, ManifestSource, NodeContext, read_folder, resolve_all
-from svcdp.kube.allocate import NODE_PORTS, Allocator
+from svcdp.kube.allocate import NODE_PORTS
 from svcdp.kube.allocations import AllocatingSource, allocated, load_allocations, save_allocations
 from svcdp.kube.model import Service, ServiceRef
 from svcdp.kube.state import State
@@ -40,9 +41,9 @@ def write(folder: Path, file: str, **names: str | None) -> None:
 class Follower:
     """What a node knows of a source: its Services' cluster IPs."""
 
-    def __init__(self, folder: Path, path: Path | str = "") -> None:
+    def __init__(self, folder: Path, path: Path | str = "", cidrs: Sequence[str] = CIDRS) -> None:
         self.folder = ManifestSource(folder)
-        self.source = AllocatingSource(self.folder, CIDRS, NODE_PORTS, str(path))
+        self.source = AllocatingSource(self.folder, cidrs, NODE_PORTS, str(path))
         self.state = State()
 
     async def _one_batch(self) -> list[Change]:
@@ -100,6 +101,51 @@ def test_a_service_in_two_files(tmp_path: Path) -> None:
     assert follower.look() == {"a": "10.96.0.10"}
 
 
+def test_the_second_copy_takes_over_complete(tmp_path: Path) -> None:
+    write(tmp_path, "a.json", a=None)
+    write(tmp_path, "b.json", a=None)
+    follower = Follower(tmp_path)
+    before = follower.look()
+    assert before["a"]
+    (tmp_path / "a.json").unlink()
+    assert follower.look() == before
+
+
+def test_service_cidrs_of_the_folder_are_where_cluster_ips_are(tmp_path: Path) -> None:
+    def service_cidr(*cidrs: str) -> None:
+        written = {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"},
+            "spec": {"cidrs": cidrs},
+        }
+        (folder / "cidr.json").write_text(json.dumps(written))
+
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    file = tmp_path / "allocations.json"
+    write(folder, "a.json", a=None, b="10.97.0.200")
+    service_cidr("10.97.0.0/24")
+    follower = Follower(folder, file, [])
+    before = follower.look()
+    assert ipaddress.ip_address(before["a"] or "") in ipaddress.ip_network("10.97.0.0/24")
+    # A restart, then a larger network: all is kept. Then another one.
+    follower = Follower(folder, file, [])
+    assert follower.look() == before
+    service_cidr("10.97.0.0/16", "fd00:97::/112")
+    assert follower.look() == before
+    service_cidr("10.98.0.0/24")
+    moved = follower.look()
+    assert ipaddress.ip_address(moved["a"] or "") in ipaddress.ip_network("10.98.0.0/24")
+    assert moved["b"] is None
+    assert [(each.regarding.name, each.reason) for each in follower.source.events] == [
+        ("b", "ClusterIPOutOfRange")
+    ]
+    assert Follower(folder, file, []).look() == moved
+    (folder / "cidr.json").unlink()
+    assert follower.look() == {"a": None, "b": "10.97.0.200"}
+
+
 def test_a_file_that_cannot_be_written_is_told_of(tmp_path: Path) -> None:
     folder = tmp_path / "manifests"
     folder.mkdir()
@@ -151,7 +197,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 def test_the_introduction_works_as_written() -> None:
     decoded = read_folder(INTRODUCTION)
     assert not decoded.errors
-    objects, problems = allocated(decoded.objects, Allocator(CIDRS))
+    objects, problems = allocated(decoded.objects, CIDRS)
     assert not problems
     services = {each.metadata.name: each.spec for each in objects if isinstance(each, Service)}
     node = NodeContext(addresses=["192.0.2.1"], service_cidrs=CIDRS)
