@@ -23,9 +23,10 @@ PAGE = 500  # objects of a page of a list, as kubectl and client-go have it
 WATCH_TIME = (300, 600)  # seconds after which the server ends a watch; spreads the load
 SILENCE = 90.0  # seconds without a byte of a watch; bookmarks come once a minute
 SHORT = 1.0  # seconds; a watch that ends sooner, without a word, did not work (client-go's)
+MUTE_WATCHES = 3  # that end so, or by silence, in a row: they do not work, as behind some proxies
 GONE = 410
 FORBIDDEN, ABSENT = 403, 404
-ABSENT_RETRY = 300.0  # seconds until a resource that the server does not know is asked for again
+ABSENT_RETRY = 300.0  # seconds until it is asked again for what it does not know: it was upgraded
 
 Record = TypeVar("Record")
 _Anything = TypeVar("_Anything")
@@ -129,6 +130,8 @@ class Reflector(Generic[Record]):
         self._known: set[ObjectKey] = set()
         self._bad: dict[ObjectKey, ManifestError] = {}
         self._lost: SvcdpError | None = None
+        self._mute_watches = 0  # in a row
+        self._mute: SourceError | None = None
         self._progress = False
         #: Whether all objects have been listed once.
         self.listed = False
@@ -136,8 +139,8 @@ class Reflector(Generic[Record]):
     @property
     def errors(self) -> tuple[SvcdpError, ...]:
         """What is wrong now. An object that cannot be read counts as it was before."""
-        bad = tuple(self._bad[key] for key in sorted(self._bad))
-        return (*bad, self._lost) if self._lost else bad
+        bad = (self._bad[key] for key in sorted(self._bad))
+        return (*bad, *filter(None, (self._lost, self._mute)))
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -201,18 +204,43 @@ class Reflector(Generic[Record]):
             "timeoutSeconds": str(random.randint(*WATCH_TIME)),
         }
         lines = self._client.watch(self._resource.path, params, self._silence)
-        began = time.monotonic()
+        granted = time.monotonic()
         async with aclosing(lines):
             try:
                 async for line in lines:
                     if line:
                         self._event(self._decode(line, _Event))
-                        self._progress = True
-                    self._recover()
+                        self._watched()
+                    else:
+                        granted = time.monotonic()
+                        self._recover()
             except ApiError as error:
                 raise self._explained("watch", error) from error
-        if time.monotonic() - began >= SHORT:
-            self._progress = True  # nothing happened, and a balancer in between got tired of it
+        if SHORT <= time.monotonic() - granted < self._silence:
+            self._watched()  # nothing happened, and a balancer in between got tired of it
+        elif not self._progress:
+            self._watched_in_vain()
+
+    def _watched(self) -> None:
+        self._progress = True
+        self._mute_watches = 0
+        if self._mute is not None:
+            self._mute = None
+            self._tell()
+
+    def _watched_in_vain(self) -> None:
+        """Without a word. After some, list instead, which is slower: changes must come somehow."""
+        self._mute_watches += 1
+        if self._mute_watches < MUTE_WATCHES:
+            return
+        self._version = ""
+        if self._mute is None:
+            name = self._resource.name
+            self._mute = SourceError(
+                f"{self._client.url}: watches of {name} end without a word:"
+                " changes come late, by lists"
+            )
+            self._tell()
 
     def _event(self, event: _Event) -> None:
         if event.type == "ERROR":

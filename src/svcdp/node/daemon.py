@@ -335,15 +335,12 @@ async def _trim(mode: NfqueueMode) -> str:
 async def _tell(sync: Sync, ports: ServiceHealth) -> None:
     """Keep health-check node ports as the sources say; try again those that could not be opened."""
     generation = 0
-    try:
-        while True:
-            await ports.update(sync.health_checks())
-            await asyncio.sleep(TICK)  # what comes by the way is told at once
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TRIM_ROUNDS * TICK):
-                    generation = await sync.wait(generation)
-    except Exception:
-        log.exception("health-check node ports stay as they are")
+    while True:
+        await ports.update(sync.health_checks())
+        await asyncio.sleep(TICK)  # what comes by the way is told at once
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TRIM_ROUNDS * TICK):
+                generation = await sync.wait(generation)  # an error: then nothing is alive
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
@@ -12,6 +13,8 @@ from svcdp.kube.model import IPFamily, ObjectKey
 from svcdp.node.http import HttpServer, Place, Request, Response
 
 __all__ = ["ServiceHealth"]
+
+log = logging.getLogger(__name__)
 
 FAILED = "FailedToStartServiceHealthcheck"
 
@@ -37,8 +40,15 @@ class ServiceHealth:
 
     async def update(self, checks: Iterable[HealthCheck]) -> None:
         """Answer for these, and no others. A port that cannot be opened is an event, once, and
-        tried again by the next call.
+        tried again by the next call. Raises nothing.
         """
+        try:
+            await self._update(checks)
+        except Exception:  # a bug; until the next call nobody knows
+            log.exception("health-check node ports answer 503: trying again")
+            self._checks = {}
+
+    async def _update(self, checks: Iterable[HealthCheck]) -> None:
         failed: dict[ObjectKey, str] = {}
         wanted: dict[Place, HealthCheck] = {}
         for check in checks:
@@ -66,7 +76,7 @@ class ServiceHealth:
 
     def _answer(self, request: Request) -> Response:
         check = self._checks.get(request.place)
-        if check is None:  # it has just gone
+        if check is None:  # it has just gone, or is not known
             return Response(b"", status=HTTPStatus.SERVICE_UNAVAILABLE)
         is_alive = self._is_alive()
         body = {

@@ -69,12 +69,14 @@ class FakeServer:
 
 
 def follow(
-    server: FakeServer, reached: Callable[[dict[str, Any], ApiServerSource], bool]
+    server: FakeServer,
+    reached: Callable[[dict[str, Any], ApiServerSource], bool],
+    silence: float = reflector.SILENCE,
 ) -> list[list[Change]]:
     """All batches until what they make up is what was expected."""
 
     async def main() -> list[list[Change]]:
-        source = ApiServerSource(server, min_period=0.0, retry=(0.001, 0.002))
+        source = ApiServerSource(server, min_period=0.0, retry=(0.001, 0.002), silence=silence)
         held: dict[str, Any] = {}
         batches: list[list[Change]] = []
 
@@ -172,6 +174,30 @@ def test_a_watch_in_which_nothing_happened_is_no_failure(monkeypatch: pytest.Mon
     server.watches = [[], [], [event("ADDED", service("b", 8))]]
     follow(server, lambda held, _: set(held) == {"a", "b"})
     assert not pauses
+
+
+@pytest.mark.parametrize(("short", "silence"), [(1e9, 1e9), (0.0, 0.0)])
+def test_where_watches_say_nothing_lists_do(
+    monkeypatch: pytest.MonkeyPatch, short: float, silence: float
+) -> None:
+    """They end as soon as they are granted, or none of their bytes comes through."""
+    monkeypatch.setattr(reflector, "SHORT", short)
+    server = FakeServer()
+    server.lists = [listed(7, service("a")), listed(8, service("b")), listed(9, service("c"))]
+    server.watches = [[], [], [], []]
+    message = "watches of services end without a word"
+    follow(
+        server,
+        lambda held, source: set(held) == {"c"} and message in " ".join(map(str, source.errors)),
+        silence,
+    )
+    asked = ["list" if "watch" not in each else "watch" for each in server.asked]
+    assert asked[:8] == ["list", "watch", "watch", "watch", "list", "watch", "list", "watch"]
+
+    server = FakeServer()
+    server.lists = [listed(7, service("a")), listed(8, service("b"))]
+    server.watches = [[], [], [], [event("ADDED", service("c", 9))]]
+    follow(server, lambda held, source: set(held) == {"b", "c"} and not source.errors, silence)
 
 
 def test_an_object_that_cannot_be_read_counts_as_before() -> None:

@@ -56,6 +56,24 @@ def test_what_load_balancers_hear(endpoints: int, is_alive: bool, status: int) -
     asyncio.run(main())
 
 
+def test_after_a_bug_nobody_is_sent_here_until_it_is_known_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        desk, port = Desk(), free_port()
+        check = HealthCheck(WEB, "IPv4", port, 1)
+        await desk.ports.update([check])
+        assert (await get((V4, port))).status == 200
+        await desk.ports.update([check._replace(family="IPv5")])  # type: ignore[arg-type]
+        assert (await get((V4, port))).status == 503
+        assert "trying again" in caplog.text
+        await desk.ports.update([check])
+        assert (await get((V4, port))).status == 200
+        await desk.ports.close()
+
+    asyncio.run(main())
+
+
 def test_each_family_hears_of_its_own() -> None:
     async def main() -> None:
         desk, port = Desk(), free_port(V6)
