@@ -54,12 +54,7 @@ class Health:
     @property
     def is_alive(self) -> bool:
         """What ``/livez`` says."""
-        return not self._broken()
-
-    @property
-    def is_healthy(self) -> bool:
-        """What ``/healthz`` says."""
-        return self.is_alive and self.node_eligible
+        return all(self.liveness().values())
 
     @property
     def stale_seconds(self) -> float:
@@ -72,20 +67,21 @@ class Health:
         """When the last update succeeded, in seconds since 1970; 0: never."""
         return self._progress().updated
 
-    def readiness(self) -> dict[str, bool]:
-        """What ``/readyz`` goes by: each check, and whether it passes."""
-        broken = self._broken()
-        unread = self._progress().unread_since is not None or bool(self._source_error())
-        return {
-            "start": self.is_serving,
-            "updates": "updates" not in broken,
-            "rules": "rules" not in broken,
-            "sources": not unread,
-        }
-
-    def _broken(self) -> set[str]:
+    def liveness(self) -> dict[str, bool]:
+        """What ``/livez`` goes by: each check, and whether it passes."""
         progress = self._progress()
         waited = progress.waiting_since
         late = waited is not None and time.monotonic() - waited > TIMEOUT
-        broken = {"updates"} if late or progress.failure is not None else set()
-        return broken | {"rules"} if self.rules_error else broken
+        return {
+            "updates": progress.failure is None and not late,
+            "rules": not self.rules_error,
+        }
+
+    def health(self) -> dict[str, bool]:
+        """What ``/healthz`` goes by."""
+        return {**self.liveness(), "node": self.node_eligible}
+
+    def readiness(self) -> dict[str, bool]:
+        """What ``/readyz`` goes by."""
+        unread = self._progress().unread_since is not None or bool(self._source_error())
+        return {"start": self.is_serving, **self.liveness(), "sources": not unread}

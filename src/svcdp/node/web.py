@@ -15,6 +15,7 @@ from svcdp.node.config import API_VERSION, KIND, NodeConfig
 from svcdp.node.health import Health
 from svcdp.node.http import Handler, HttpServer, Place, Request, Response
 from svcdp.node.metrics import CONTENT_TYPE, Metrics
+from svcdp.node.slis import Slis
 
 __all__ = ["Web"]
 
@@ -22,8 +23,8 @@ MODE = "nfqueue"
 
 
 class Web:
-    """``/healthz /livez /readyz`` at the one address, ``/metrics /healthz /proxyMode /configz``
-    at the other, as the settings say.
+    """``/healthz /livez /readyz`` at the one address, ``/metrics /metrics/slis /healthz /proxyMode
+    /configz`` at the other, as the settings say.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class Web:
         self._record = record
         self._health = health
         self._metrics = metrics
+        self._slis = Slis()
         probes = {"/healthz": self._healthz, "/livez": self._livez, "/readyz": self._readyz}
         about = {
             "/healthz": self._healthz,
             "/metrics": lambda request: Response(metrics.text(), CONTENT_TYPE),
+            "/metrics/slis": lambda request: Response(self._slis.text(), CONTENT_TYPE),
             "/proxyMode": lambda request: Response(MODE.encode()),
             "/configz": self._configz,
         }
@@ -72,13 +75,15 @@ class Web:
             await server.close()
 
     def _healthz(self, request: Request) -> Response:
-        healthy, eligible = self._health.is_healthy, self._health.node_eligible
-        return self._probe("healthz", healthy, nodeEligible=eligible)
+        checks = self._health.health()
+        return self._probe("healthz", checks, nodeEligible=checks["node"])
 
     def _livez(self, request: Request) -> Response:
-        return self._probe("livez", self._health.is_alive)
+        return self._probe("livez", self._health.liveness())
 
-    def _probe(self, name: str, passes: bool, **more: bool) -> Response:
+    def _probe(self, name: str, checks: Mapping[str, bool], **more: bool) -> Response:
+        self._slis.observe(name, checks)
+        passes = all(checks.values())
         now = datetime.now(UTC)
         updated = now if passes else datetime.fromtimestamp(self._health.last_updated, UTC)
         body = {"lastUpdated": _text(updated), "currentTime": _text(now), **more}
@@ -89,6 +94,7 @@ class Web:
     def _readyz(self, request: Request) -> Response:
         """By names alone: the reasons are for the log, not for whoever can reach the port."""
         checks = self._health.readiness()
+        self._slis.observe("readyz", checks)
         failed = [name for name, passes in checks.items() if not passes]
         lines = [f"not ready: {', '.join(failed)}" if failed else "ok"]
         if "verbose" in request.query.split("&"):

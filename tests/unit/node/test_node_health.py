@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from probing import Answer, free_port, get
+from prometheus_client.parser import text_string_to_metric_families
 
 from svcdp.errors import RulesError
 from svcdp.kube.events import Event
@@ -114,7 +115,7 @@ def test_ready_says_who_is_not() -> None:
 def test_lines_that_cannot_be_read_again_are_a_source() -> None:
     health = Health(lambda: FINE, lambda: "rules: line 3: no")
     assert health.readiness()["sources"] is False
-    assert health.is_healthy, "what was served before is"
+    assert all(health.health().values()), "what was served before is"
 
 
 def test_about_the_daemon() -> None:
@@ -146,6 +147,39 @@ def test_probes_are_counted() -> None:
         'kubeproxy_proxy_livez_total{code="200"} 2.0',
     ):
         assert line in text
+
+
+def test_checks_are_counted_by_themselves() -> None:
+    health = healthy(rules_error="no", node_eligible=False)
+    *_, answer = ask(health, "/livez", "/healthz", "/livez", "/readyz", "about/metrics/slis")
+    assert answer.fields["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    samples = [
+        sample
+        for family in text_string_to_metric_families(answer.body.decode())
+        for sample in family.samples
+    ]
+    last = {
+        (sample.labels["type"], sample.labels["name"]): sample.value
+        for sample in samples
+        if sample.name == "kubernetes_healthcheck"
+    }
+    assert last == {
+        ("livez", "updates"): 1,
+        ("livez", "rules"): 0,
+        ("healthz", "updates"): 1,
+        ("healthz", "rules"): 0,
+        ("healthz", "node"): 0,
+        ("readyz", "start"): 1,
+        ("readyz", "updates"): 1,
+        ("readyz", "rules"): 0,
+        ("readyz", "sources"): 1,
+    }
+    results = {
+        (sample.labels["name"], sample.labels["status"]): sample.value
+        for sample in samples
+        if sample.name == "kubernetes_healthchecks_total" and sample.labels["type"] == "livez"
+    }
+    assert results == {("updates", "success"): 2, ("rules", "error"): 2}
 
 
 def test_an_address_that_is_taken_is_tried_again() -> None:
