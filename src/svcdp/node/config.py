@@ -230,10 +230,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
         Bind, Meta(description="address and port of /healthz, /livez and /readyz; empty: none")
     ] = Bind("0.0.0.0:10256")
     metrics_bind_address: Annotated[
-        Bind,
-        Meta(
-            description="address and port of /metrics, /metrics/slis, /proxyMode, /configz; empty: none"
-        ),
+        Bind, Meta(description="address and port of /metrics, /proxyMode, /configz; empty: none")
     ] = Bind("127.0.0.1:10249")
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least level logged")
