@@ -40,6 +40,7 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 # first one names this proxy.
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
+ZONE_LABEL = "topology.kubernetes.io/zone"
 
 _SUBDOMAIN = msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)
 _LABEL_OR_EMPTY = msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$", max_length=63)
@@ -96,6 +97,11 @@ class ObjectMeta(_Record, frozen=True):
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
     uid: str | None = None
+
+    @property
+    def zone(self) -> str:
+        """Where labels say that a Node, or a Pod, is; "": they do not."""
+        return (self.labels or {}).get(ZONE_LABEL, "")
 
     def hidden_from(self, proxy_name: str) -> bool:
         """Whether labels make the object invisible to the proxy of that name ("": the default
@@ -170,6 +176,7 @@ class ServiceSpec(_Record, frozen=True):
     external_traffic_policy: Literal["Cluster", "Local", ""] | None = None
     health_check_node_port: OptionalPortNumber | None = None
     load_balancer_source_ranges: tuple[str, ...] | None = None
+    traffic_distribution: str | None = None
 
 
 class Service(_Record, frozen=True):

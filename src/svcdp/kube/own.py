@@ -11,8 +11,6 @@ from svcdp.kube.model import Node, ServiceCIDR, family_of, parse_address, parse_
 
 __all__ = ["informed", "networks"]
 
-ZONE_LABEL = "topology.kubernetes.io/zone"
-
 
 def informed(
     node: NodeContext, own: Node | None, service_cidrs: Iterable[ServiceCIDR]
@@ -23,7 +21,7 @@ def informed(
     """
     added: dict[str, object] = {"service_cidrs": networks(node.service_cidrs, service_cidrs)}
     if own is not None:
-        added["zone"] = node.zone or (own.metadata.labels or {}).get(ZONE_LABEL, "")
+        added["zone"] = node.zone or own.metadata.zone
         if node.primary_addresses is None:
             added["primary_addresses"] = _primary_addresses(node, own)
         if node.detect_local == "NodeCIDR" and not node.pod_cidrs and own.spec:

@@ -1,21 +1,25 @@
 """Pods and selectors: the EndpointSlices that a cluster's controller would write.
 
-The rules are those of the EndpointSlice controller (kubernetes/endpointslice, ``reconciler.go``
-and ``utils.go``), for whoever has Pods but no cluster.
+The rules are those of the EndpointSlice controller (kubernetes/endpointslice, ``reconciler.go``,
+``utils.go`` and ``trafficdist.go``), for whoever has Pods but no cluster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 from svcdp.kube.model import (
     SERVICE_NAME_LABEL,
     Endpoint,
     EndpointConditions,
+    EndpointHints,
     EndpointPort,
     EndpointSlice,
+    Hint,
     IPFamily,
+    Node,
     ObjectKey,
     ObjectMeta,
     ObjectReference,
@@ -32,6 +36,8 @@ __all__ = ["Selection", "slices_of"]
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
+_NEAR = ("PreferClose", "PreferSameZone", "PreferSameNode")
+_NOWHERE: Mapping[str, Node | None] = MappingProxyType({})
 _Term = tuple[str, str, str]  # namespace, label, value
 
 
@@ -81,11 +87,14 @@ class Selection:
         return [chosen[key] for key in sorted(keys)]
 
 
-def slices_of(service: Service, pods: Iterable[Pod]) -> list[EndpointSlice]:
+def slices_of(
+    service: Service, pods: Iterable[Pod], nodes: Mapping[str, Node | None] = _NOWHERE
+) -> list[EndpointSlice]:
     """The endpoints that ``pods`` are for a Service, grouped by IP family and port numbers.
 
     A Pod that has ended or has no address of a family is no endpoint of it. One without a Ready
-    condition is ready: nobody probes it.
+    condition is ready: nobody probes it. ``nodes``, by name, are asked for zones before the Pods'
+    own labels: both are hints for those who prefer what is near (KEP-3015).
     """
     groups: dict[tuple[IPFamily, tuple[EndpointPort, ...]], list[Endpoint]] = {}
     if service.spec.type == "ExternalName":
@@ -97,8 +106,9 @@ def slices_of(service: Service, pods: Iterable[Pod]) -> list[EndpointSlice]:
         ports = tuple(_ports(service, pod))
         for address in _addresses(pod):
             family = family_of(address)
-            if family in families and (ports or not service.spec.ports):
-                groups.setdefault((family, ports), []).append(_endpoint(service, pod, address))
+            if family in families:
+                endpoint = _endpoint(service, pod, address, nodes)
+                groups.setdefault((family, ports), []).append(endpoint)
     return [
         EndpointSlice(
             metadata=ObjectMeta(
@@ -181,7 +191,9 @@ def _target(port: ServicePort, pod: Pod) -> int | None:
     return None
 
 
-def _endpoint(service: Service, pod: Pod, address: str) -> Endpoint:
+def _endpoint(
+    service: Service, pod: Pod, address: str, nodes: Mapping[str, Node | None]
+) -> Endpoint:
     serving = pod.is_ready
     terminating = pod.metadata.deletion_timestamp is not None
     # "ready" is never true of a Pod that terminates, unless the Service asks for all of them.
@@ -192,5 +204,19 @@ def _endpoint(service: Service, pod: Pod, address: str) -> Endpoint:
         hostname=spec.hostname if spec.subdomain == service.ref.name else None,
         conditions=EndpointConditions(ready=ready, serving=serving, terminating=terminating),
         node_name=spec.node_name or None,
+        hints=_hints(service, pod, nodes) if ready else None,
         target_ref=ObjectReference(name=pod.metadata.name),
+    )
+
+
+def _hints(service: Service, pod: Pod, nodes: Mapping[str, Node | None]) -> EndpointHints | None:
+    wish = service.spec.traffic_distribution
+    if wish not in _NEAR:
+        return None
+    name = (pod.spec and pod.spec.node_name) or ""
+    node = nodes.get(name)
+    zone = (node and node.metadata.zone) or pod.metadata.zone
+    return EndpointHints(
+        for_zones=(Hint(zone),) if zone else None,
+        for_nodes=(Hint(name),) if name and wish == "PreferSameNode" else None,
     )

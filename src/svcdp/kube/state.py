@@ -136,7 +136,7 @@ class State:
     def _select(self, ref: ServiceRef) -> None:
         self._selected.pop(ref, None)
         if (service := self._services.get(ref)) and (pods := self._selection.pods(service)):
-            self._selected[ref] = slices_of(service, pods)
+            self._selected[ref] = slices_of(service, pods, self.nodes)
 
     def _effective(self, key: ObjectKey) -> Object | None:
         origins = self._origins.get(key)
@@ -158,7 +158,8 @@ class State:
         self.changed[key.kind] += 1
         if key.kind == "Node":
             self.nodes[key.name] = after if isinstance(after, Node) else None
-            return set()
+            zones = {each.metadata.zone if each is not None else "" for each in (before, after)}
+            return self._served_by(key.name) if len(zones) == 2 else set()
         if key.kind == "ServiceCIDR":
             self.service_cidrs.pop(key.name, None)
             if isinstance(after, ServiceCIDR):
@@ -179,6 +180,14 @@ class State:
             touched.add(after.ref)
             self._insert(after, after.ref)
         return touched
+
+    def _served_by(self, node: str) -> set[ServiceRef]:
+        """The Services that select Pods of a node."""
+        return {
+            ref
+            for ref, found in self._selected.items()
+            if any(each.node_name == node for one in found for each in one.endpoints or ())
+        }
 
     def _insert(self, found: Object, ref: ServiceRef) -> None:
         if isinstance(found, Service):

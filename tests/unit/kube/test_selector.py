@@ -9,10 +9,11 @@ import pytest
 
 from svcdp.errors import ManifestError
 from svcdp.kube.decode import decode_value
-from svcdp.kube.model import EndpointSlice, Object, Pod, Service
+from svcdp.kube.model import EndpointHints, EndpointSlice, Node, Object, Pod, Service
 from svcdp.kube.selector import slices_of
 from svcdp.kube.state import Change, State
 
+ZONE = "topology.kubernetes.io/zone"
 READY = {"type": "Ready", "status": "True"}
 UNREADY = {"type": "Ready", "status": "False"}
 
@@ -55,6 +56,14 @@ def service(name: str = "web", *ports: dict[str, Any], **spec: Any) -> Service:
         }
     )[0]
     assert isinstance(found, Service)
+    return found
+
+
+def node(zone: str, name: str = "n1", **spec: Any) -> Node:
+    metadata = {"name": name, "labels": {ZONE: zone}}
+    value = {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec}
+    (found,) = decode_value(value)
+    assert isinstance(found, Node)
     return found
 
 
@@ -157,7 +166,14 @@ class TestSlices:
             pod("e", "10.1.0.5"),
         ]
         found = slices_of(service("web", {"port": 80, "targetPort": "http"}), pods)
-        assert [each.metadata.name for each in found] == ["web-ipv4-0", "web-ipv4-1"]
+        assert [each.metadata.name for each in found] == [f"web-ipv4-{i}" for i in range(3)]
+        # Those without the port have names all the same.
+        without, *_ = found
+        assert without.ports == ()
+        assert [each.addresses for each in without.endpoints or ()] == [
+            ("10.1.0.4",),
+            ("10.1.0.5",),
+        ]
         assert endpoints(found) == [("10.1.0.1", 8080), ("10.1.0.3", 8080), ("10.1.0.2", 9090)]
 
     def test_a_pod_lacking_one_named_port_serves_the_others(self) -> None:
@@ -204,6 +220,30 @@ class TestSlices:
         [found] = slices_of(service(clusterIP="None"), [named, other])
         assert [each.hostname for each in found.endpoints or ()] == ["web-0", None]
 
+    @pytest.mark.parametrize(
+        ("distribution", "zones", "nodes"),
+        [
+            (None, [None, None, None], [None, None, None]),
+            ("PreferClose", ["z1", "z2", None], [None, None, None]),
+            ("PreferSameZone", ["z1", "z2", None], [None, None, None]),
+            ("PreferSameNode", ["z1", "z2", None], ["n1", None, None]),
+            ("PreferTheMoon", [None, None, None], [None, None, None]),
+        ],
+    )
+    def test_hints_for_those_who_prefer_what_is_near(
+        self, distribution: str | None, zones: list[str | None], nodes: list[str | None]
+    ) -> None:
+        """The Node's zone counts before the Pod's; who is not ready has no hint."""
+        pods = [
+            pod("a", labels={"run": "web", ZONE: "z9"}, spec={"nodeName": "n1"}),
+            pod("b", labels={"run": "web", ZONE: "z2"}),
+            pod("c", labels={"run": "web", ZONE: "z3"}, ready=False, spec={"nodeName": "n1"}),
+        ]
+        (found,) = slices_of(service(trafficDistribution=distribution), pods, {"n1": node("z1")})
+        hints = [each.hints or EndpointHints() for each in found.endpoints or ()]
+        assert [each.for_zones and each.for_zones[0].name for each in hints] == zones
+        assert [each.for_nodes and each.for_nodes[0].name for each in hints] == nodes
+
     def test_external_name(self) -> None:
         external = service(type="ExternalName", externalName="remote.server.url.com")
         assert slices_of(external, [pod()]) == []
@@ -230,6 +270,27 @@ class TestState:
         assert state.apply(0, "s", Change("f", (web,), replace=True)) == {web.ref}
         assert state.slices(web.ref) == []
         assert state.slice_count() == 0
+
+    def test_hints_follow_the_zone_of_a_node(self) -> None:
+        def zones() -> list[list[str]]:
+            return [
+                [hint.name for hint in (each.hints and each.hints.for_zones) or ()]
+                for found in state.slices(web.ref)
+                for each in found.endpoints or ()
+            ]
+
+        state = State()
+        web = service(trafficDistribution="PreferSameZone")
+        state.apply(0, "s", Change("f", (web, pod(spec={"nodeName": "n1"}))))
+        assert zones() == [[]]
+        assert state.apply(0, "s", Change("n", (node("z1"),))) == {web.ref}
+        assert zones() == [["z1"]]
+        assert state.apply(0, "s", Change("n", (node("z1", taints=[{"key": "t"}]),))) == set()
+        assert state.apply(0, "s", Change("n", (node("z2"),))) == {web.ref}
+        assert zones() == [["z2"]]
+        assert state.apply(0, "s", Change("n", (node("z3", name="n2"),))) == set()
+        assert state.apply(0, "s", Change("n", replace=True)) == {web.ref}
+        assert zones() == [[]]
 
     def test_manual_slices_stay(self) -> None:
         value = {
