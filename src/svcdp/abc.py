@@ -22,9 +22,9 @@ class Scheduler(ABC):
     def pick(self, flow: Flow, destinations: Sequence[Destination]) -> int | None:
         """The index into ``destinations`` for a new connection; None: nobody.
 
-        ``destinations`` are never empty; all have a weight above 0 and none is overloaded.
-        Asked once per connection, with the GIL held: be quick. What it raises is counted, and
-        round robin serves the connection.
+        ``destinations`` are never empty; all have a weight above 0, and none is overloaded or
+        ejected. Asked once per connection, with the GIL held: be quick. What it raises is counted,
+        and round robin serves the connection.
         """
 
 

@@ -456,6 +456,7 @@ class Dataplane(Core):
 
     def services(self) -> list[ServiceStatus]:
         """All services in force, ordered by address, port and protocol."""
+        now = self.clock()
         with self._lock:
             installed = sorted(self._installed.items())
         return [
@@ -470,6 +471,9 @@ class Dataplane(Core):
                         handle.active,
                         handle.inactive,
                         *self.traffic(handle.id),
+                        handle.ejected,
+                        handle.failures,
+                        max(0, now - handle.failed_at) / 1e9 if handle.failures else None,
                     )
                     for member in state.spec.destinations
                     for handle in [state.handles[member.address, member.port]]
@@ -546,9 +550,19 @@ class Dataplane(Core):
 
     def stats(self) -> Stats:
         """Counters of all workers together."""
-        packets, created, expired, errors, connections, templates = self.counters()
+        packets, created, expired, errors, ejections, retries, connections, templates = (
+            self.counters()
+        )
         return Stats(
-            packets, connections, self.max_connections, created, expired, templates, errors
+            packets,
+            connections,
+            self.max_connections,
+            created,
+            expired,
+            templates,
+            errors,
+            ejections,
+            retries,
         )
 
     def captures(self) -> Captures:
@@ -587,7 +601,7 @@ class Dataplane(Core):
         flow = parse_flow(flow) if isinstance(flow, str) else normal_flow(flow)
         now = self.clock()
         with self._lock:
-            row, is_reply, is_gone, found, rule_index, member, choice = self.inspect(
+            row, is_reply, gone, found, rule_index, member, choice = self.inspect(
                 Protocol[flow.protocol.upper()],
                 parse_address(flow.source).packed,
                 flow.source_port,
@@ -600,7 +614,7 @@ class Dataplane(Core):
             state = None if found is None else self._installed.get(self._key_of(found, version))
         spec = None if state is None else state.spec
         if row is not None:
-            return explain_known(flow, spec, Connection.from_row(row, now), is_reply, is_gone)
+            return explain_known(flow, spec, Connection.from_row(row, now), is_reply, gone)
         if state is None or spec is None:
             return Explanation(flow, "pass", None, (), ("no service has this address and port",))
         subset = None if rule_index < 0 else state.subsets[rule_index]
@@ -609,6 +623,7 @@ class Dataplane(Core):
             spec,
             [*reversed(state.handles if subset is None else subset)],
             [endpoint for endpoint, handle in state.handles.items() if handle.overloaded],
+            [endpoint for endpoint, handle in state.handles.items() if handle.ejected],
             rule_index,
             member,
             choice,

@@ -17,7 +17,7 @@ from svcdp.records import (
     parse_address,
 )
 from svcdp.status import Connection
-from svcdp.types import DestinationSpec, Flow, ServiceSpec
+from svcdp.types import DestinationSpec, Flow, ServiceSpec, Verdict
 
 __all__ = ["Explanation", "PossibleDestination", "parse_flow"]
 
@@ -104,11 +104,17 @@ def normal_flow(flow: Flow) -> Flow:
 
 
 def explain_known(
-    flow: Flow, spec: ServiceSpec | None, connection: Connection, is_reply: bool, is_gone: bool
+    flow: Flow,
+    spec: ServiceSpec | None,
+    connection: Connection,
+    is_reply: bool,
+    gone: Verdict | None,
 ) -> Explanation:
-    if is_gone:
-        reason = "the destination of its known connection was removed, and the service drops these"
-        return Explanation(flow, "drop", spec, (), (reason,))
+    """``gone``: the verdict where its destination is."""
+    if gone is not None:
+        action = gone.name.lower()
+        reason = f"the destination of its known connection was removed: the service {action}s these"
+        return Explanation(flow, action, spec, (), (reason,))
     masquerade = (connection.source, connection.source_port) != (
         connection.client,
         connection.client_port,
@@ -153,6 +159,7 @@ def explain_new(
     spec: ServiceSpec,
     order: list[Endpoint],
     overloaded: Collection[Endpoint],
+    ejected: Collection[Endpoint],
     rule_index: int,
     member: int,
     choice: int,
@@ -181,6 +188,12 @@ def explain_new(
         for endpoint, member in members.items()
         if member.weight > 0 and endpoint not in overloaded and spec.scheduler != "none"
     ]
+    answering = [each for each in candidates if (each.address, each.port) not in ejected]
+    if candidates and not answering:
+        reasons.append("none of them answered lately: all are asked again")
+    elif len(answering) < len(candidates):
+        reasons.append(f"{len(candidates) - len(answering)} that did not answer are passed over")
+        candidates = answering
     if member >= 0:
         bound = order[member]
         candidates = [members[bound]]

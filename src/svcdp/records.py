@@ -12,12 +12,14 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from svcdp import schedulers
+from svcdp._core.engine import PLAIN
 from svcdp._core.engine import Destination as Handle
 from svcdp.abc import Scheduler
 from svcdp.errors import ConfigError
 from svcdp.types import (
     DestinationSpec,
     Flow,
+    PassiveHealth,
     Protocol,
     ServiceSpec,
     Settings,
@@ -44,7 +46,6 @@ Member = tuple[int, int, int, int, Config]
 #: By the numbers of service.pxd, which are the kernel's (uapi/linux/ip_vs.h).
 METHODS = {"masq": 0, "local": 1, "tunnel": 2, "dr": 3}
 TUNNELS = {"ipip": 0, "gue": 1, "gre": 2}
-PLAIN: Config = (0, 0, False, 0, b"", 0, 0)
 REMOVALS = {"drain": 0, "expire": 1, "drop": 2, "reset": 4}
 ENGINES = {"": 0, "sip": 1}
 HELPERS = ("", "ftp")
@@ -92,6 +93,9 @@ class Record:
     timeouts: int  #: class
     on_removal: int
     grace: int
+    failures_max: int  #: 0: destinations are not ejected
+    ejection: int
+    ejection_max: int
     mss_clamp: bool
     is_ftp: bool
 
@@ -264,6 +268,7 @@ def check_service(spec: ServiceSpec) -> ServiceSpec:
         raise ConfigError(f"{spec}: persistence_engine sip needs udp and persistence")
     if spec.helper and protocol not in ("tcp", "fwmark"):
         raise ConfigError(f"{spec}: helper {spec.helper} needs tcp")
+    check_passive(spec)
     if spec.one_packet and protocol not in ("udp", "fwmark"):
         raise ConfigError(f"{spec}: one_packet needs udp")
     return replace(spec, address=address) if spec.address != address else spec
@@ -276,6 +281,28 @@ def check_grace(spec: ServiceSpec) -> None:
         raise ConfigError(f"{spec}: removal_grace {grace!r} is not 0 to {SECONDS_MAX} seconds")
     if grace and spec.on_removal != "reset":
         raise ConfigError(f"{spec}: removal_grace needs on_removal reset")
+
+
+def check_passive(spec: ServiceSpec) -> None:
+    """ConfigError unless the service can see whether its destinations answer."""
+    health = spec.passive_health
+    if health is None:
+        return
+    if not isinstance(health, PassiveHealth):
+        raise ConfigError(f"{spec}: passive_health {health!r} is no PassiveHealth")
+    if spec.protocol not in ("tcp", "fwmark"):
+        raise ConfigError(f"{spec}: passive_health needs tcp")
+    if spec.helper:
+        raise ConfigError(f"{spec}: passive_health and helper {spec.helper} exclude each other")
+    check_number(health.failures, 1, 1 << 30, f"{spec}: passive_health: failures")
+    first, longest = health.ejection, health.max_ejection
+    if not all(isinstance(each, int | float) for each in (first, longest)) or not (
+        0 < first <= longest <= SECONDS_MAX
+    ):
+        raise ConfigError(
+            f"{spec}: passive_health: ejection {first!r} and max_ejection {longest!r} are not"
+            f" seconds, above 0 and up to {SECONDS_MAX}, in this order"
+        )
 
 
 def ports_of(spec: ServiceSpec) -> tuple[int, int]:
@@ -493,6 +520,7 @@ def compile_service(
         address, first, last = spec.port.to_bytes(4, "big") + bytes(12), 0, 0
     elif spec.protocol == "any":
         first = last = network.prefixlen
+    health = spec.passive_health
     masquerade = None
     if spec.masquerade_address is not None:
         source = check_address(spec.masquerade_address, f"{spec}: masquerade_address")
@@ -534,6 +562,9 @@ def compile_service(
         timeouts=timeouts,
         on_removal=REMOVALS[spec.on_removal],
         grace=int(spec.removal_grace * 10**9),
+        failures_max=health.failures if health else 0,
+        ejection=max(1, int(health.ejection * 10**9)) if health else 0,
+        ejection_max=max(1, int(health.max_ejection * 10**9)) if health else 0,
         mss_clamp=spec.mss_clamp,
         is_ftp=spec.helper == "ftp",
     )

@@ -115,6 +115,9 @@ class DestinationStatus:
     bytes_in: int  #: IP lengths
     packets_out: int
     bytes_out: int
+    ejected: bool = False  #: passed over, because it did not answer: see `PassiveHealth`
+    failures: int = 0  #: clients that it left without an answer
+    last_failure: float | None = None  #: seconds ago
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,8 @@ class Stats:
     connections_expired: int
     persistence_templates: int
     scheduler_errors: int
+    ejections: int = 0  #: of destinations that did not answer
+    retries: int = 0  #: SYNs sent again that went to another destination
 
 
 @dataclass(frozen=True, slots=True)

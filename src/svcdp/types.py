@@ -184,6 +184,22 @@ class SourceRule:
 
 
 @dataclass(frozen=True, slots=True)
+class PassiveHealth:
+    """When to pass over destinations that leave clients without an answer (TCP, method masq).
+
+    A reset or an ICMP error instead of the answer to a SYN, a SYN that has to be sent again, and
+    a connection that is never answered are failures. After so many ``failures`` in a row new
+    connections go elsewhere for ``ejection`` seconds, twice as long each time up to
+    ``max_ejection``, until it answers. If all others are gone too they are all asked again. A
+    SYN that is sent again goes to another destination, ejected or not.
+    """
+
+    failures: int = 3
+    ejection: float = 10
+    max_ejection: float = 300
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceSpec:
     """One virtual service: an address, port and protocol, and who serves it.
 
@@ -215,6 +231,8 @@ class ServiceSpec:
     where it is set, a client that would reach itself (hairpin) is masqueraded too.
     ``mss_clamp`` lowers the MSS that TCP peers offer to what fits into the tunnel.
     ``helper`` "ftp" follows the data connections of FTP (masq only).
+    ``passive_health`` (None: off) passes over destinations that do not answer; an affinity to one
+    of them does not count, and sh, mh and dh send its clients to the others. Not with a helper.
     ``name`` is for people: it appears in listings and in ``explain()``.
     """
 
@@ -240,6 +258,7 @@ class ServiceSpec:
     helper: str = ""
     persistence_timed: bool = False
     removal_grace: float = 0
+    passive_health: PassiveHealth | None = None
 
     @property
     def key(self) -> tuple[str, int, str]:

@@ -12,7 +12,7 @@ from svcdp.dataplane import TIMEOUTS
 from svcdp.kube import NodeContext, resolve_all
 from svcdp.kube import annotations as reading
 from svcdp.kube.resolve import Resolution
-from svcdp.types import DestinationSpec, ServiceSpec, TunnelSpec
+from svcdp.types import DestinationSpec, PassiveHealth, ServiceSpec, TunnelSpec
 
 ADDRESSES = ["192.0.2.1", "2001:db8::1"]
 PORTS = [port(8080, "http"), port(53, "dns", "UDP")]
@@ -87,6 +87,27 @@ FIELDS = [
         {},
         "removal_grace",
         dict.fromkeys((HTTP, HTTP6, DNS, DNS6), 30),
+    ),
+    case(
+        "passive health",
+        {"passive-health": "true"},
+        {},
+        "passive_health",
+        {HTTP: PassiveHealth(), HTTP6: PassiveHealth(), DNS: None, DNS6: None},
+    ),
+    case(
+        "passive health by numbers",
+        {"passive-health": "failures=5,max-ejection=20"},
+        {},
+        "passive_health",
+        {HTTP: PassiveHealth(5, 10, 20), HTTP6: PassiveHealth(5, 10, 20), DNS: None, DNS6: None},
+    ),
+    case(
+        "no passive health",
+        {"passive-health": "false"},
+        {},
+        "passive_health",
+        dict.fromkeys((HTTP, HTTP6, DNS, DNS6)),
     ),
     case(
         "time of affinity",
@@ -236,6 +257,12 @@ MISTAKES = [
     ),
     case("no time", {"on-endpoint-removal": "drain=0s"}, "'0' is not a number from 1"),
     case("expire", {"on-endpoint-removal": "expire=3s"}, "'expire=3s' is not of the form"),
+    case("health", {"passive-health": "yes"}, "'yes' is not of the form failures=3, ejection=10"),
+    case("failures", {"passive-health": "failures=0"}, "'0' is not a number from 1"),
+    case(
+        "ejection", {"passive-health": "ejection=301"}, "ejection is above max-ejection; it is off"
+    ),
+    case("helped", {"helper": "ftp", "passive-health": "true"}, "not with helper ftp; it is off"),
     case("one packet", {"one-packet": "1"}, "'1' is neither true nor false"),
     case("netmask", {"persistence-netmask": "ipv4=33"}, "'33' is not a number from 1 to 32"),
     case("family", {"persistence-netmask": "24"}, "'24' is not of the form ipv4=24, ipv6=64"),

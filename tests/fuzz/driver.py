@@ -16,6 +16,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
 
@@ -87,6 +88,10 @@ class First(Scheduler):
         return None if flow.source_port & 1 else 0
 
 
+#: Of the services whose destinations come and go.
+LEAVING = {"on_removal": "reset", "removal_grace": 0.05}
+
+
 def dataplane(seed: int) -> svcdp.Dataplane:
     """Services on every way through the core, in a table that is soon full."""
     masquerading = (svcdp.SourceRule(masquerade=True),)
@@ -106,8 +111,10 @@ def dataplane(seed: int) -> svcdp.Dataplane:
                         },
                     ),
                     (83, {"scheduler": "fuzz-first"}),
-                    (84, {"scheduler": "random", "persistence": 5}),
+                    (84, {"scheduler": "random", "persistence": 5, **LEAVING}),
                 ):
+                    if protocol == "tcp" and port != 83:
+                        fields["passive_health"] = svcdp.PassiveHealth(1, ejection=0.1)
                     service = tx.service(VIRTUAL[family], port, protocol, **fields)
                     for weight, address in enumerate(REAL[family], 1):
                         service.add(address, real_port(port), weight)
@@ -162,7 +169,8 @@ def corpus() -> list[array[int]]:
                 real_port(port),
                 receiver,
                 back + (port if back == 4000 else 3),
-                "SA",
+                "RA" if len(packets) % 3 else "SA",
+                numbers=(5000, 1001),
             )
             packets.append(bytes(packet))
     for packet in [*packets]:
@@ -271,7 +279,11 @@ def run(count: int, seed: int) -> Counter[Reason]:
     packets = iter(Mutator(corpus(), seed))
     batch = svcdp.PacketBatch(BURST, 4096, 16)
     now = 0
+    leaving = [each.spec for each in dp.services() if each.spec.on_removal == "reset"]
     for number in range(-(-count // BURST)):
+        if number % 50 == 49:
+            left = number // 50 % 2
+            dp.update([replace(each, destinations=each.destinations[left:]) for each in leaving])
         burst = [next(packets) for _ in range(BURST)]
         before = [packet.tobytes() for packet in burst]
         # Mostly a few ms pass; sometimes enough for connections to expire.
@@ -298,6 +310,8 @@ def run(count: int, seed: int) -> Counter[Reason]:
         reasons[reason] += packets_seen
     assert sum(reasons.values()) == BURST * -(-count // BURST)
     assert stats.connections <= stats.connections_max
+    assert stats.ejections > 0
+    assert stats.retries > 0
     return reasons
 
 

@@ -15,7 +15,6 @@ FORWARDING = {
     Reason.TOO_BIG,
     Reason.OVERLOAD,
     Reason.NO_CALL_ID,
-    Reason.DESTINATION_GONE,
     Reason.BYPASS,
     Reason.NO_HEADROOM,
 }

@@ -57,6 +57,7 @@ def services(draw: st.DrawFn) -> ServiceSpec:
         elif one_port:
             member = replace(member, port=8080)
         members.append(member)
+    on_removal = draw(st.sampled_from(["drain", "expire", "drop", "reset"]))
     return ServiceSpec(
         "0.0.0.0" if protocol == "fwmark" else draw(st.sampled_from(VIPS)),
         port,
@@ -72,7 +73,8 @@ def services(draw: st.DrawFn) -> ServiceSpec:
             ),
         ),
         masquerade_address=draw(st.sampled_from([None, "198.51.100.1"])),
-        on_removal=draw(st.sampled_from(["drain", "expire", "drop"])),
+        on_removal=on_removal,
+        removal_grace=draw(st.sampled_from([0, 30])) if on_removal == "reset" else 0,
     )
 
 

@@ -96,13 +96,15 @@ def packet(
     destination_port: int,
     flags: str = "S",
     payload: bytes = b"",
+    *,
+    numbers: tuple[int, int] = (1000, 2000),
 ) -> bytearray:
-    """A packet of a flow; ``flags`` (letters of ``FLAGS``) are TCP's. SCTP begins an association
-    where there is no payload."""
+    """A packet of a flow; ``flags`` (letters of ``FLAGS``) and ``numbers`` (sequence and
+    acknowledgment) are TCP's. SCTP begins an association where there is no payload."""
     ports = struct.pack("!HH", source_port, destination_port)
     if protocol == "tcp":
         bits = sum(FLAGS[flag] for flag in flags)
-        transport = ports + struct.pack("!IIBBHHH", 1000, 2000, 0x50, bits, 512, 0, 0)
+        transport = ports + struct.pack("!IIBBHHH", *numbers, 0x50, bits, 512, 0, 0)
     elif protocol == "udp":
         transport = ports + struct.pack("!HH", 8 + len(payload), 0)
     else:

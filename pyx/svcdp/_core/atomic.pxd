@@ -19,6 +19,8 @@ cdef extern from * nogil:
     #define svcdp_add(p, v) __atomic_add_fetch((p), (v), __ATOMIC_RELAXED)
     #define svcdp_load_ordered(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
     #define svcdp_add_ordered(p, v) __atomic_add_fetch((p), (v), __ATOMIC_SEQ_CST)
+    #define svcdp_or(p, v) __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST)
+    #define svcdp_and(p, v) __atomic_fetch_and((p), (v), __ATOMIC_SEQ_CST)
     #define svcdp_likely(x) __builtin_expect(!!(x), 1)
     #define svcdp_unlikely(x) __builtin_expect(!!(x), 0)
     #define svcdp_prefetch(p) __builtin_prefetch((p), 1, 3)
@@ -80,6 +82,9 @@ cdef extern from * nogil:
     uint8_t exchange_u8 "svcdp_exchange"(uint8_t *p, uint8_t v)
     uint64_t exchange_u64 "svcdp_exchange"(uint64_t *p, uint64_t v)
     void *exchange_ptr "svcdp_exchange"(void **p, void *v)
+    # Bits of a byte that several threads change; they return what it was.
+    uint8_t or_u8 "svcdp_or"(uint8_t *p, uint8_t v)
+    uint8_t and_u8 "svcdp_and"(uint8_t *p, uint8_t v)
     uint32_t add_u32 "svcdp_add"(uint32_t *p, uint32_t v)
     int32_t add_i32 "svcdp_add_ordered"(int32_t *p, int32_t v)
     # Where the road of most packets goes: the rest stays out of its instructions and registers.

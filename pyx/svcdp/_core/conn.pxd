@@ -45,6 +45,7 @@ cdef enum:
     CONN_ROUTED = 512          # the destination has a mark or an MTU
     CONN_CLAMP = 1024          # the MSS of SYNs is bounded
     CONN_HELPED = 2048         # the control connection of a helper (FTP)
+    CONN_TRIED = 4096          # whether the destination answers is to be seen: passive.pxd
 
     # Conn.state of a template: a connection of it was established.
     TEMPLATE_ASSURED = 1
@@ -81,9 +82,10 @@ cdef struct Conn:
     uint32_t packets           # from the client; of a template the connections that hang on it
     uint32_t control           # record of the template, 0: none
     uint16_t flags
-    uint16_t reserved
+    uint16_t is_blamed         # CONN_TRIED: the destination was, for the SYN seen last
     uint32_t fwmark            # of the service, 0: none
-    uint32_t extra             # record of what a helper knows, 0: none
+    # Record of what a helper knows, 0: none. Of CONN_TRIED: the SYN's sequence number, wire order.
+    uint32_t extra
     # The four addresses follow, of 1 or 4 words each.
 
 cdef struct Stripe:

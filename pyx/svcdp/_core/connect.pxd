@@ -8,6 +8,7 @@ from svcdp._core.forward cimport (
 )
 from svcdp._core.helper cimport give_helper, insert_expected
 from svcdp._core.memory cimport copy_address, htons, load32, ntohl, same_address
+from svcdp._core.passive cimport is_shunned, reconsider_member, try_out
 from svcdp._core.record cimport copy_pattern, discard, helper_release
 from svcdp._core.sched cimport *
 from svcdp._core.sweep cimport *
@@ -49,15 +50,9 @@ cdef inline uint16_t flags_of(
     const Service *service, const Dest *target, const View *view, bint masquerade
 ) noexcept nogil:
     """Conn.flags of a new connection."""
-    cdef uint16_t flags = target.config.flags
+    cdef uint16_t flags = target.config.flags | service.flags[view.protocol == PROTOCOL_UDP]
     if masquerade:
-        flags |= CONN_MASQUERADE
-    if service.on_removal != REMOVAL_DRAIN or view.protocol == PROTOCOL_UDP:
-        flags |= CONN_WATCHED
-    if service.mss_clamp and view.protocol == PROTOCOL_TCP:
-        flags |= CONN_CLAMP
-    if service.one_packet and view.protocol == PROTOCOL_UDP and not masquerade:
-        flags |= CONN_ONE_WAY
+        return (flags | CONN_MASQUERADE) & <uint16_t>~CONN_ONE_WAY
     return flags
 
 
@@ -274,11 +269,12 @@ cdef inline Conn *find_awaited(
 
 cdef inline Conn *expected_connection(
     Engine *engine, Worker *worker, const uint8_t *data, const View *view, int64_t now,
-    uint32_t *found
+    uint32_t *found, uint8_t *reason
 ) noexcept nogil:
-    """The connection, locked, of the first packet of one that a helper expected; or NULL. `found`
-    as find_awaited() says; on DROP there is none.
+    """The connection, locked, of the first packet of one that a helper expected, and the packet's
+    reason; or NULL. `found` as find_awaited() says; on DROP there is none.
     """
+    cdef uint32_t outcome = FULL
     cdef uint64_t memory[RECORD_WORDS]
     cdef Conn *pattern = <Conn *>memory
     cdef Dest *target
@@ -303,7 +299,10 @@ cdef inline Conn *expected_connection(
     conn = new_record(engine, worker, view.words, now)
     if conn is not NULL:
         copy_pattern(conn, pattern, view.words)
-    if conn is NULL or connect(engine, worker, conn, view.words, target, now, &made) != INSERTED:
+        outcome = connect(engine, worker, conn, view.words, target, now, &made)
+    # Another worker may have been first.
+    reason[0] = SVCDP_REASON_NEW if outcome == INSERTED else SVCDP_REASON_ESTABLISHED
+    if outcome != INSERTED:
         helper_release(&engine.helpers, pattern.extra)
     add_u32(&target.references, <uint32_t>-1)
     return made
@@ -392,6 +391,10 @@ cdef inline Conn *new_connection(
             decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_CALL_ID)
             return NULL
         member = sticky_member(engine, service, &affinity, now)
+        if unlikely(service.is_passive) and member >= 0 and is_shunned(
+            worker, service.members[member].destination
+        ):
+            member = -1
     sticky = member >= 0
     for _ in range(PICKS_MAX):
         if not sticky:
@@ -400,6 +403,8 @@ cdef inline Conn *new_connection(
             else:
                 member = pick(
                     service, view, now, &engine.settings.expirations, &worker.random)
+        if unlikely(service.is_passive):
+            member = reconsider_member(engine, worker, service, view, member)
         if member < 0:
             if (
                 engine.settings.cache_bypass and service.protocol == PROTOCOL_FWMARK
@@ -440,8 +445,11 @@ cdef inline Conn *new_connection(
                 let_go(engine, view.words, control)
             elif is_established(made.state):
                 assure(engine, made, view.words)
-        if outcome == INSERTED and unlikely(service.is_ftp) and may_help(service, made):
-            give_helper(engine, made)
+        if outcome == INSERTED and unlikely(service.is_attended):
+            if service.is_passive:
+                try_out(made, packet.data, view)
+            elif may_help(service, made):
+                give_helper(engine, made)
         # A scheduler written in Python is asked once for a connection.
         if outcome != CLASH or sticky or service.scheduler == SCHEDULER_PYTHON:
             break
@@ -451,7 +459,7 @@ cdef inline Conn *new_connection(
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_PORT)
     elif outcome == KNOWN and made.flags & CONN_ONE_WAY:
         # Each datagram is a connection of its own.
-        traffic_of(worker, target.id).connections += 1
+        traffic_of(worker, made.destination).connections += 1
         reason[0] = SVCDP_REASON_NEW
     else:
         reason[0] = SVCDP_REASON_NEW if outcome == INSERTED else SVCDP_REASON_ESTABLISHED

@@ -15,7 +15,9 @@ from svcdp._core.batch cimport PacketBatch
 from svcdp._core.conn cimport give_back, reserve, table_free, table_init
 from svcdp._core.hashing cimport entry_ids
 from svcdp._core.helper cimport give_helper, take_shifts
+from svcdp._core.load cimport is_ejected
 from svcdp._core.memory cimport load32, ntohs
+from svcdp._core.passive cimport all_ejected, readmit, stand_in
 from svcdp._core.path cimport *
 from svcdp._core.sched cimport UNFORESEEN, advance, foresee
 from svcdp._core.service cimport service_free, service_new
@@ -54,8 +56,8 @@ STATES = (
 
 cdef tuple METHODS = ("masq", "local", "tunnel", "dr", "bypass")
 
-# What a DestConfig of zeros is made of.
-cdef tuple PLAIN = (METHOD_MASQ, TUNNEL_IPIP, False, 0, b"", 0, 0)
+# What a DestConfig of zeros is made of: see svcdp.records.Config.
+PLAIN = (METHOD_MASQ, TUNNEL_IPIP, False, 0, b"", 0, 0)
 
 # Outcomes of import_record().
 OUTCOMES = (INSERTED, FULL, KNOWN, CLASH)
@@ -114,11 +116,12 @@ cdef tuple key_of(const Service *service):
     return address, 0, service.protocol
 
 
-cdef tuple not_overloaded(tuple candidates):
+cdef tuple available(tuple candidates):
     cdef Destination each
     for each in candidates:
-        if each.state.overloaded:
-            return tuple([other for other in candidates if not other.overloaded])
+        if each.state.unavailable:
+            return tuple([
+                other for other in candidates if not (other.overloaded or other.ejected)])
     return candidates
 
 
@@ -127,7 +130,7 @@ cdef int32_t choose_python(Service *service, const View *view, Worker *worker) n
     serves the connection: a bug in a policy must not take the service down.
     """
     cdef object chooser = <object>service.chooser
-    cdef tuple candidates = not_overloaded(<tuple>service.candidates)
+    cdef tuple candidates = available(<tuple>service.candidates)
     cdef uint32_t i
     cdef Destination chosen
     if not candidates:
@@ -190,7 +193,22 @@ cdef class Destination:
     @property
     def overloaded(self):
         """Whether schedulers pass it over: see `DestinationSpec.upper`."""
-        return bool(self.state.overloaded)
+        return bool(self.state.unavailable & OVERLOADED)
+
+    @property
+    def ejected(self):
+        """Whether they do because it did not answer: see `PassiveHealth`."""
+        return is_ejected(self.state)
+
+    @property
+    def failures(self):
+        """How many clients it left without an answer."""
+        return self.state.failures_total
+
+    @property
+    def failed_at(self):
+        """When it last did, in ns on the dataplane's clock; 0: never."""
+        return self.state.failed_at
 
     def with_weight(self, uint32_t weight):
         """The same destination with another weight, for a scheduler to see."""
@@ -788,6 +806,11 @@ cdef class Core:
             store_u32(&target.lower, lower)
             self.change_removal(target, service)
             reconsider(target)
+            store_i64(&target.ejection_max, service.ejection_max)
+            store_u32(&target.failures_max, service.failures_max)
+            store_i64(&target.ejection, service.ejection)
+            if not service.is_passive:
+                readmit(self.engine, target)
 
     cdef void change_removal(self, Dest *target, const Service *service) noexcept:
         if target.on_removal == REMOVAL_DRAIN and service.on_removal != REMOVAL_DRAIN:
@@ -871,6 +894,7 @@ cdef class Core:
         for id in removed_ids:
             store_i64(&dest_of(&self.engine.destinations, id).reset_at, 0)
             dest_of(&self.engine.destinations, id).removed = True
+            readmit(self.engine, dest_of(&self.engine.destinations, id))
         for id in restored_ids:
             dest_of(&self.engine.destinations, id).removed = False
         exchange_ptr(<void **>&self.engine.snapshot, snapshot)
@@ -1310,11 +1334,11 @@ cdef class Core:
 
     def counters(self):
         """Sums over all workers: ({(Verdict, Reason): packets}, created, expired,
-        scheduler_errors), and what the table holds: (connections, templates).
+        scheduler_errors, ejections, retries), and what the table holds: (connections, templates).
         """
         cdef dict packets = {}
         cdef uint64_t totals[SVCDP_VERDICT_COUNT][SVCDP_REASON_COUNT]
-        cdef uint64_t created = 0, expired = 0, errors = 0
+        cdef uint64_t created = 0, expired = 0, errors = 0, ejections = 0, retries = 0
         cdef uint32_t templates = load_u32(&self.engine.table.templates)
         cdef Worker *worker = self.workers
         cdef uint32_t verdict, reason
@@ -1326,13 +1350,15 @@ cdef class Core:
             created += worker.created
             expired += worker.expired
             errors += worker.scheduler_errors
+            ejections += worker.ejections
+            retries += worker.retries
             worker = worker.next
         for verdict in range(SVCDP_VERDICT_COUNT):
             for reason in range(SVCDP_REASON_COUNT):
                 if totals[verdict][reason]:
                     packets[VERDICTS[verdict], REASONS[reason]] = totals[verdict][reason]
         return (
-            packets, created, expired, errors,
+            packets, created, expired, errors, ejections, retries,
             load_u32(&self.engine.table.count) - templates, templates)
 
     def table_ids(self, record):
@@ -1378,7 +1404,7 @@ cdef class Core:
         """What the tables say of the first packet of a flow (TCP: a SYN); nothing changes.
 
         (row of its connection or None, whether the flow is the reply of that connection,
-        whether it is dropped because the connection's destination is gone,
+        the verdict on it because the connection's destination is gone, or None,
         key of the service (address or None for a fwmark, port or mark, protocol) or None,
         index of the service's rule that admits the source or -1, index in the rule's subset of the
         member it is persistent to or -1, of the member that the scheduler picks, -1 for nobody,
@@ -1398,6 +1424,7 @@ cdef class Core:
         cdef uint8_t copy[RECORD_V6]
         cdef Conn *known
         cdef object row = None
+        cdef object gone = None
         memset(&view, 0, sizeof(view))
         view.words = <uint8_t>words_of(source)
         if words_of(destination) != view.words:
@@ -1429,18 +1456,24 @@ cdef class Core:
             if known.flags & CONN_NO_CLIENT_PORT:
                 known.client_port = known.source_port = view.source_port
             row = self.describe(known, view.words)
+        if found == DROP or found == RESET:
+            gone = Verdict.DROP if found == DROP else Verdict.REJECT
         service = service_of(self.engine, self.engine.snapshot, &view, mark)
         if service is NULL or is_from_ftp(self.engine.snapshot, &view):
-            return row, direction == FROM_DESTINATION, found == DROP, None, -1, -1, -1
+            return row, direction == FROM_DESTINATION, gone, None, -1, -1, -1
         rule = rule_for(service, view.source, mark)
         subset = rule.subset if rule is not NULL and rule.subset is not NULL else service
         if service.persistence and affinity_of(self.engine, service, NULL, &view, &affinity):
             member = sticky_member(self.engine, subset, &affinity, now)
+            if member >= 0 and is_ejected(subset.members[member].destination):
+                member = -1
         if found != FORGET:
             # What is about to be forgotten still counts as load.
             choice = foresee(subset, &view)
+        if choice == -1 and subset.is_passive:
+            choice = UNFORESEEN if all_ejected(subset) else stand_in(subset, &view)
         return (
-            row, direction == FROM_DESTINATION, found == DROP, key_of(service),
+            row, direction == FROM_DESTINATION, gone, key_of(service),
             -1 if rule is NULL else <int>(rule - service.rules), member, choice)
 
     cdef tuple describe(self, Conn *conn, uint32_t words):

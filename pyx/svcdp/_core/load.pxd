@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from svcdp._core.atomic cimport load_i32, load_u8
-from svcdp._core.service cimport Dest, Member, Service
+from svcdp._core.service cimport EJECTED, Dest, Member, Service
 
 cdef extern from * nogil:
     """
@@ -21,8 +21,13 @@ cdef extern from * nogil:
         uint64_t load, uint32_t weight, uint64_t load2, uint32_t weight2)
 
 
+cdef inline bint is_ejected(const Dest *target) noexcept nogil:
+    """Whether it is passed over because it did not answer: see passive.pxd."""
+    return load_u8(&target.unavailable) & EJECTED
+
+
 cdef inline bint is_available(const Member *member) noexcept nogil:
-    return member.weight and not load_u8(&member.destination.overloaded)
+    return member.weight and not load_u8(&member.destination.unavailable)
 
 
 cdef inline uint32_t active(const Dest *target) noexcept nogil:

@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from svcdp._core.atomic cimport add_u32, load_u32, spin_lock, spin_unlock
 from svcdp._core.hash cimport mix
 from svcdp._core.least cimport pick_wlc
-from svcdp._core.load cimport active, is_available, less_loaded, overhead
+from svcdp._core.load cimport active, is_available, is_ejected, less_loaded, overhead
 from svcdp._core.memory cimport copy_address, load32, load64, same_address
 from svcdp._core.packet cimport View
 from svcdp._core.random cimport next_random
@@ -224,7 +224,8 @@ cdef inline int32_t pick_lblc(
     const Service *service, const View *view, int64_t now, int64_t expiration, uint64_t *random
 ) noexcept nogil:
     """Locality-based least connection (ip_vs_lblc.c): the address's server, else the least loaded
-    one. That the server is overloaded does not matter for packets that it already gets.
+    one. That the server is overloaded does not matter for packets that it already gets; that it is
+    ejected does.
     """
     cdef Locality *locality = <Locality *>service.state.locality
     cdef Place *place
@@ -239,6 +240,7 @@ cdef inline int32_t pick_lblc(
     if (
         member >= 0
         and service.members[member].weight
+        and not is_ejected(service.members[member].destination)
         and not is_hot(service, &service.members[member])
     ):
         return member

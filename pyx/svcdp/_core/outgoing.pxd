@@ -32,6 +32,14 @@ cdef inline uint32_t take_over(
     return CLASH
 
 
+cdef inline bint has_member(const Service *service, const Dest *target) noexcept nogil:
+    cdef uint32_t i
+    for i in range(service.member_count):
+        if service.members[i].destination == target:
+            return True
+    return False
+
+
 cdef inline Conn *outgoing_connection(
     Engine *engine, Worker *worker, const Snapshot *snapshot, const svcdp_packet *packet,
     const View *view, int64_t now
@@ -45,6 +53,7 @@ cdef inline Conn *outgoing_connection(
     cdef View client = view[0]
     cdef Affinity affinity
     cdef Dest *target = NULL
+    cdef const Rule *rule
     cdef uint32_t control
     cdef const Service *service = server_find(
         &engine.table.key, snapshot, view.source, view.words, view.source_port, view.protocol,
@@ -56,7 +65,8 @@ cdef inline Conn *outgoing_connection(
     client.source_port = view.destination_port
     client.destination = service.address
     client.destination_port = service.port
-    if rule_for(service, client.source, 0) is NULL:
+    rule = rule_for(service, client.source, 0)
+    if rule is NULL or (rule.subset is not NULL and not has_member(rule.subset, target)):
         return NULL
     if not affinity_of(engine, service, packet.data, &client, &affinity):
         return NULL

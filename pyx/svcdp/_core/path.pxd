@@ -10,6 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from svcdp._core.connect cimport *
 from svcdp._core.frag cimport *
 from svcdp._core.outgoing cimport outgoing_connection
+from svcdp._core.passive cimport moves_on
 from svcdp._core.xmit cimport destination_offset, source_offset
 
 cdef enum:
@@ -91,6 +92,13 @@ cdef inline Conn *route(
         conn = find(&engine.table, view, &direction)
     if conn is not NULL:
         found = judge(engine, conn, packet.data, view, direction, now)
+        if found == USE and unlikely(conn.flags & (CONN_WATCHED | CONN_TRIED)):
+            if conn.flags & CONN_WATCHED:
+                start_grace(engine, conn, now)
+            if conn.flags & CONN_TRIED and moves_on(
+                engine, worker, conn, packet.data, view, direction, now
+            ):
+                found = FORGET
         if unlikely(found == DROP):
             spin_unlock(&conn.lock)
             decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_DESTINATION_GONE)
@@ -110,7 +118,7 @@ cdef inline Conn *route(
             decide(worker, packet, SVCDP_VERDICT_PASS, SVCDP_REASON_NO_SERVICE)
             return NULL
         if unlikely(load_u32(&engine.expected)) and not view.quoted:
-            conn = expected_connection(engine, worker, packet.data, view, now, &found)
+            conn = expected_connection(engine, worker, packet.data, view, now, &found, &reason)
             if unlikely(found == DROP):
                 decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_DESTINATION_GONE)
                 return NULL
@@ -126,8 +134,6 @@ cdef inline Conn *route(
                     engine, worker, snapshot, service, packet, view, now, &reason)
             if conn is NULL:
                 return NULL
-        else:
-            reason = SVCDP_REASON_NEW
         if likely(reason == SVCDP_REASON_NEW and is_simple(engine, conn, view)):
             return conn
         direction = FROM_DESTINATION if reason == SVCDP_REASON_REPLY else FROM_CLIENT

@@ -37,6 +37,10 @@ cdef enum:
     REMOVAL_UNSET = 3          # of a destination that no service has had yet
     REMOVAL_RESET = 4
 
+    # Dest.unavailable: why schedulers pass it over
+    OVERLOADED = 1
+    EJECTED = 2
+
     ENGINE_NONE = 0
     ENGINE_SIP = 1
 
@@ -73,14 +77,22 @@ cdef struct Dest:
     uint32_t held              # by caches of schedulers
     uint32_t upper             # connections at which it is overloaded, 0: never
     uint32_t lower             # and below which it is not any more; 0: 3/4 of upper
-    uint8_t overloaded
+    uint8_t unavailable        # bits: OVERLOADED, EJECTED
     uint8_t on_removal         # its service's
     uint16_t generation        # how often the id was given up
     uint32_t weight            # in its service
     DestConfig *config         # of the destination; freed when no packet can see it
     int64_t grace              # ns that REMOVAL_RESET leaves to connections
     int64_t reset_at           # when it is over; 0: nobody looked since the removal
-    uint8_t padding[48]
+    # See passive.pxd.
+    int64_t ejection           # ns of the first one in a row; 0: never ejected
+    int64_t ejection_max
+    int64_t ejected_until
+    int64_t failed_at          # when a connection was last left without an answer
+    uint32_t failures_max      # in a row, until it is ejected
+    uint32_t failures          # in a row
+    uint32_t failures_total
+    uint32_t ejections         # in a row
 
 # One per destination and worker, so that counting shares no cache line with other workers.
 cdef struct Traffic:
@@ -123,6 +135,7 @@ cdef struct SchedState:
 cdef struct Service:
     uint8_t address[16]        # of a fwmark service, the mark in network order
     uint16_t port              # wire order; the first of a range
+    uint16_t flags[2]          # Conn.flags of its connections, and of those over UDP
     uint8_t words
     uint8_t protocol
     uint16_t first_port        # the same in host order
@@ -136,13 +149,17 @@ cdef struct Service:
     uint8_t is_ftp             # has the helper for its data connections
     uint8_t timeouts           # class of timeouts
     uint8_t on_removal
-    uint8_t mss_clamp
     uint8_t is_timed           # affinity ends with its time, whatever hangs on it
+    uint8_t is_passive         # destinations that do not answer are passed over
+    uint8_t is_attended        # is_ftp or is_passive: more is to be done for a new connection
     uint8_t netmask[16]        # of clients, for persistence
     uint8_t masquerade[16]     # source address of masqueraded connections
     uint32_t affinity          # id of the persistence group
     int64_t persistence        # ns, 0: off
     int64_t grace              # ns, of REMOVAL_RESET
+    int64_t ejection           # ns; see Dest
+    int64_t ejection_max
+    uint32_t failures_max
     uint32_t member_count
     uint32_t rule_count
     uint64_t weight_total

@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from svcdp._core.conn cimport CONN_CLAMP, CONN_ONE_WAY, CONN_WATCHED
 from svcdp._core.memory cimport htons
 from svcdp._core.sched cimport forget
 from svcdp._core.service cimport *
@@ -74,8 +75,19 @@ cdef int fill(Service *service, object record, DestinationTable *destinations) e
     service.timeouts = record.timeouts
     service.on_removal = record.on_removal
     service.grace = record.grace
-    service.mss_clamp = record.mss_clamp
+    service.is_passive = record.failures_max > 0
+    service.failures_max = record.failures_max
+    service.ejection = record.ejection
+    service.ejection_max = record.ejection_max
+    if service.on_removal != REMOVAL_DRAIN:
+        service.flags[0] |= CONN_WATCHED
+    if record.mss_clamp:
+        service.flags[0] |= CONN_CLAMP
+    service.flags[1] = CONN_WATCHED
+    if service.one_packet:
+        service.flags[1] |= CONN_ONE_WAY
     service.is_ftp = record.is_ftp
+    service.is_attended = service.is_ftp or service.is_passive
     if record.masquerade is not None:
         service.has_masquerade = True
         copy_bytes(service.masquerade, record.masquerade)

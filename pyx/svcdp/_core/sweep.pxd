@@ -2,6 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from svcdp._core.affinity cimport let_go
+from svcdp._core.passive cimport blame, readmit_due
 from svcdp._core.random cimport next_random
 from svcdp._core.record cimport helper_release
 from svcdp._core.worker cimport *
@@ -19,22 +20,25 @@ cdef enum:
     RESET = 3
 
 
-cdef inline void expire(
+cdef inline bint expire(
     Engine *engine, Worker *worker, Conn *conn, uint32_t words, int64_t before
 ) noexcept nogil:
-    """Remove a connection unless it has been used since. The caller does not hold it locked."""
+    """Remove a connection unless it has been used since; whether it was removed. The caller does
+    not hold it locked.
+    """
     cdef Conn was
     if not remove(&engine.table, conn, words, before, &was):
-        return
+        return False
     if was.protocol == CONN_TEMPLATE:
-        return
+        return True
     count_out(dest_of(&engine.destinations, was.destination), &was)
     let_go(engine, words, was.control)
-    if was.extra:
+    if was.extra and not was.flags & CONN_TRIED:
         helper_release(&engine.helpers, was.extra)
     if was.flags & CONN_NO_CLIENT_PORT:
         add_u32(&engine.expected, <uint32_t>-1)
     worker.expired += 1
+    return True
 
 
 cdef inline bint is_orphan(Engine *engine, const Conn *conn) noexcept nogil:
@@ -50,22 +54,27 @@ cdef inline bint is_orphan(Engine *engine, const Conn *conn) noexcept nogil:
         or (target.on_removal != REMOVAL_DROP and conn.protocol == PROTOCOL_UDP))
 
 
-cdef inline bint is_time_up(Dest *target, int64_t now) noexcept nogil:
-    """Whether connections of a removed destination had the time that REMOVAL_RESET leaves them.
-    It begins with the first look: nobody but packets knows what time it is.
-    """
+cdef inline bint is_time_up(const Dest *target, int64_t now) noexcept nogil:
+    """Whether connections of a removed destination had the time that REMOVAL_RESET leaves them."""
     cdef int64_t due = load_i64(&target.reset_at)
-    if due == 0:
-        due = now + target.grace
-        store_i64(&target.reset_at, due)
-    return due <= now
+    return target.grace == 0 if due == 0 else due <= now
+
+
+cdef inline void start_grace(Engine *engine, const Conn *conn, int64_t now) noexcept nogil:
+    """That time begins with the first packet: nobody else knows what time it is."""
+    cdef Dest *target = dest_of(&engine.destinations, conn.destination)
+    if (
+        target.removed and target.on_removal == REMOVAL_RESET
+        and load_i64(&target.reset_at) == 0
+    ):
+        store_i64(&target.reset_at, now + target.grace)
 
 
 cdef inline uint32_t judge_watched(
     Engine *engine, const Conn *conn, uint32_t direction, int64_t now
 ) noexcept nogil:
     """What a packet finds in a connection of CONN_WATCHED."""
-    cdef Dest *target = dest_of(&engine.destinations, conn.destination)
+    cdef const Dest *target = dest_of(&engine.destinations, conn.destination)
     if likely(not target.removed):
         return USE
     if target.on_removal == REMOVAL_RESET and conn.protocol != PROTOCOL_UDP:
@@ -77,15 +86,6 @@ cdef inline uint32_t judge_watched(
     if target.on_removal == REMOVAL_DROP:
         return DROP
     return FORGET if is_orphan(engine, conn) else USE
-
-
-cdef inline bint is_leaving(Engine *engine, const Conn *conn) noexcept nogil:
-    """A connection that is to be reset some time, because its destination is gone."""
-    cdef const Dest *target
-    if not conn.flags & CONN_WATCHED or conn.protocol == CONN_FREE:
-        return False
-    target = dest_of(&engine.destinations, conn.destination)
-    return target.removed and target.on_removal == REMOVAL_RESET
 
 
 cdef inline bint controls(Engine *engine, const Conn *conn) noexcept nogil:
@@ -102,7 +102,8 @@ cdef inline bint controls(Engine *engine, const Conn *conn) noexcept nogil:
 cdef inline void sweep_record(
     Engine *engine, Worker *worker, Conn *conn, uint32_t words, int64_t now
 ) noexcept nogil:
-    cdef bint over
+    cdef bint over, is_unanswered
+    cdef uint32_t id
     if load_u8(&conn.protocol) == CONN_FREE:
         return
     if load_i64(&conn.deadline) > now and not load_u16(&conn.flags) & CONN_WATCHED:
@@ -110,14 +111,17 @@ cdef inline void sweep_record(
     spin_lock(&conn.lock)
     if is_orphan(engine, conn):
         conn.deadline = now
-    elif is_leaving(engine, conn):
-        is_time_up(dest_of(&engine.destinations, conn.destination), now)
     elif conn.deadline <= now and controls(engine, conn):
         conn.deadline = now + 60 * SECOND
+    if conn.flags & CONN_WATCHED and conn.protocol != CONN_FREE:
+        start_grace(engine, conn, now)
     over = conn.protocol != CONN_FREE and conn.deadline <= now
+    is_unanswered = (
+        conn.flags & CONN_TRIED and not conn.is_blamed and is_half_open(conn.state))
+    id = conn.destination
     spin_unlock(&conn.lock)
-    if over:
-        expire(engine, worker, conn, words, now)
+    if over and expire(engine, worker, conn, words, now) and unlikely(is_unanswered):
+        blame(engine, worker, dest_of(&engine.destinations, id), now)
 
 
 cdef inline uint32_t next_record(uint32_t index, uint32_t fresh) noexcept nogil:
@@ -202,6 +206,7 @@ cdef inline void look_at_load(Engine *engine, Worker *worker, int64_t now) noexc
         store_u32(&engine.drop_rate, 0)
     if acts(engine.settings.drop_entry, nearly_full):
         drop_entries(engine, worker, now)
+    readmit_due(engine, now)
 
 
 cdef inline bint drops_new(Engine *engine) noexcept nogil:

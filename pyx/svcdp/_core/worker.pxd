@@ -19,6 +19,7 @@ cdef extern from *:
 
 cdef enum:
     BURST = 64                 # packets whose memory is fetched together
+    EJECTED_MAX = 1024         # destinations that are ejected at a time
     TIMEOUT_CLASSES = 256
 
 cdef struct Worker:
@@ -29,7 +30,10 @@ cdef struct Worker:
     uint64_t created
     uint64_t expired
     uint64_t scheduler_errors
+    uint64_t ejections
+    uint64_t retries
     uint8_t busy
+    uint32_t avoided           # id of the destination that left the client's SYN unanswered, or 0
     int64_t now                # of the packets being processed, ns
     int64_t answer_due         # see answer_in_time()
     uint32_t expected_words    # of `expected`, 0: none
@@ -70,6 +74,12 @@ cdef struct HelperPool:
     uint32_t free
     uint8_t lock
 
+# Destinations that are passed over for a while.
+cdef struct Ejected:
+    uint32_t ids[EJECTED_MAX]
+    uint32_t count
+    uint8_t lock
+
 cdef struct Engine:
     Table table
     DestinationTable destinations
@@ -87,6 +97,7 @@ cdef struct Engine:
     FragmentTable fragments
     HelperPool helpers
     uint32_t expected                  # data connections that are waited for
+    Ejected ejected
     Watch *watch                       # who wants to know of connections, or NULL
     int64_t timeouts[TIMEOUT_CLASSES][STATE_COUNT]     # ns; class 0 is the default
 
@@ -126,7 +137,7 @@ cdef inline int32_t *load_of(Dest *target, uint8_t state) noexcept nogil:
 
 
 cdef inline bint is_overloaded(const Dest *target) noexcept nogil:
-    """What Dest.overloaded should say: ip_vs_conn.c, ip_vs_bind_dest and _unbind_dest."""
+    """Whether it is OVERLOADED: ip_vs_conn.c, ip_vs_bind_dest and _unbind_dest."""
     cdef int64_t upper = load_u32(&target.upper)
     cdef int64_t lower = load_u32(&target.lower)
     cdef int64_t total = (
@@ -135,17 +146,20 @@ cdef inline bint is_overloaded(const Dest *target) noexcept nogil:
         return True
     if upper == 0 or (total < lower if lower else total * 4 < upper * 3):
         return False
-    return load_ordered_u8(&target.overloaded)
+    return load_ordered_u8(&target.unavailable) & OVERLOADED != 0
 
 
 cdef inline void reconsider(Dest *target) noexcept nogil:
     """After a change of the destination's load or thresholds: whether it is overloaded now."""
     cdef bint wanted
-    if likely(load_u32(&target.upper) == 0 and not load_u8(&target.overloaded)):
+    if likely(load_u32(&target.upper) == 0 and not load_u8(&target.unavailable) & OVERLOADED):
         return
     wanted = is_overloaded(target)
-    while load_ordered_u8(&target.overloaded) != wanted:
-        exchange_u8(&target.overloaded, wanted)
+    while (load_ordered_u8(&target.unavailable) & OVERLOADED != 0) != wanted:
+        if wanted:
+            or_u8(&target.unavailable, OVERLOADED)
+        else:
+            and_u8(&target.unavailable, <uint8_t>~OVERLOADED)
         # Others count side by side, and looked before that: see it for them.
         wanted = is_overloaded(target)
 

@@ -14,6 +14,7 @@ _ConnectionRow = tuple[str, str, int, str, int, str, int, str, int, str, str, in
 
 STATES: tuple[str, ...]
 OUTCOMES: tuple[int, int, int, int]
+PLAIN: tuple[int, int, bool, int, bytes, int, int]
 
 # position, delta, previous delta: of the client's sequence numbers, and of the destination's
 _Shifts = tuple[tuple[int, int, int], tuple[int, int, int]]
@@ -54,6 +55,12 @@ class Destination:
     def inactive(self) -> int: ...
     @property
     def overloaded(self) -> bool: ...
+    @property
+    def ejected(self) -> bool: ...
+    @property
+    def failures(self) -> int: ...
+    @property
+    def failed_at(self) -> int: ...
     def with_weight(self, weight: int) -> Destination: ...
 
 @disjoint_base
@@ -115,7 +122,7 @@ class Core:
     def traffic(self, id: int) -> tuple[int, int, int, int, int]: ...
     def counters(
         self,
-    ) -> tuple[dict[tuple[Verdict, Reason], int], int, int, int, int, int]: ...
+    ) -> tuple[dict[tuple[Verdict, Reason], int], int, int, int, int, int, int, int]: ...
     def table_ids(self, record: Any) -> list[int]: ...
     def connection_rows(
         self, pool: Literal[0, 1], start: int, limit: int
@@ -167,5 +174,11 @@ class Core:
         mark: int,
         now: int,
     ) -> tuple[
-        _ConnectionRow | None, bool, bool, tuple[str | None, int, int] | None, int, int, int
+        _ConnectionRow | None,
+        bool,
+        Verdict | None,
+        tuple[str | None, int, int] | None,
+        int,
+        int,
+        int,
     ]: ...

@@ -24,6 +24,11 @@
                                    ``drain=30s``: for that long, and then both ends
                                    of those over TCP hear of a reset; ``reset``: they
                                    hear it at once; ``expire`` or ``drop`` them
+``svcdp.io/passive-health``        ``true``, or ``failures=3, ejection=10,
+                                   max-ejection=300``: endpoints that do not answer so
+                                   often in a row get no new connections for seconds,
+                                   twice as long each time, and a SYN that is sent
+                                   again goes to another one; not with a helper
 ``svcdp.io/one-packet``            ``true``: each datagram is scheduled by itself
 ``svcdp.io/persistence-netmask``   ``ipv4=24, ipv6=64``: clients that agree in so many
                                    bits are one for session affinity
@@ -39,14 +44,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
 
 from svcdp.errors import ManifestError
 from svcdp.kube.context import NodeContext
 from svcdp.kube.endpoints import EndpointInfo, PortKey
 from svcdp.kube.model import Service, parse_address
-from svcdp.types import ForwardMethod, TunnelSpec
+from svcdp.types import ForwardMethod, PassiveHealth, TunnelSpec
 
 __all__ = ["Annotations", "annotation_problem", "read_annotations"]
 
@@ -91,6 +96,7 @@ class Annotations:
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     timeouts: tuple[tuple[str, float], ...] = ()
     removal: Removal = field(default_factory=Removal)
+    passive_health: PassiveHealth | None = None
     one_packet: bool = False
     netmasks: Mapping[str, int] = field(default_factory=dict)
     engine: str = ""
@@ -119,6 +125,7 @@ class Annotations:
             "on_removal": self.removal.policy,
             "removal_grace": self.removal.grace,
             "helper": self.helper if port.protocol == "TCP" else "",
+            "passive_health": self.passive_health if port.protocol == "TCP" else None,
         }
 
 
@@ -152,6 +159,7 @@ def read_annotations(
     scheduler = take("scheduler", _choice(node.schedulers, node.scheduler), node.scheduler)
     kind = take("tunnel-type", _choice(("ipip", "gre", "gue")), "ipip")
     thresholds: dict[str, int] = take("thresholds", _thresholds, {}, "there are none")
+    helper = take("helper", _choice(("ftp",)), "")
     annotations = Annotations(
         scheduler=scheduler,
         scheduler_flags=take("scheduler-flags", _flags(scheduler), (), "none is set"),
@@ -171,7 +179,8 @@ def read_annotations(
         one_packet=take("one-packet", _switch, False),
         netmasks=take("persistence-netmask", _netmasks, {}, "each address is a client"),
         engine=take("persistence-engine", _choice(("sip",)), ""),
-        helper=take("helper", _choice(("ftp",)), ""),
+        helper=helper,
+        passive_health=take("passive-health", _passive_health(helper), None, "it is off"),
     )
     return annotations, problems
 
@@ -280,6 +289,28 @@ def _timeouts(text: str) -> tuple[tuple[str, float], ...]:
         for state, seconds in _pairs(text, "udp=30, established=7200").items()
     }
     return tuple(sorted(timeouts.items()))
+
+
+def _passive_health(helper: str) -> Callable[[str], PassiveHealth | None]:
+    def read(text: str) -> PassiveHealth | None:
+        if text == "false":
+            return None
+        if helper:
+            raise ManifestError(f"not with helper {helper}")
+        if text == "true":
+            return PassiveHealth()
+        names = {"failures": "failures", "ejection": "ejection", "max-ejection": "max_ejection"}
+        example = "failures=3, ejection=10, max-ejection=300"
+        numbers = {
+            names[_choice(names)(key)]: _number(1, 1 << 30)(value)
+            for key, value in _pairs(text, example).items()
+        }
+        health = replace(PassiveHealth(), **numbers)
+        if health.ejection > health.max_ejection:
+            raise ManifestError("ejection is above max-ejection")
+        return health
+
+    return read
 
 
 def _netmasks(text: str) -> dict[str, int]:

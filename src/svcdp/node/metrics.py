@@ -200,6 +200,14 @@ class _State(Collector):
         yield CounterMetricFamily(
             "svcdp_scheduler_errors", "Exceptions of schedulers in Python.", stats.scheduler_errors
         )
+        yield CounterMetricFamily(
+            "svcdp_ejections",
+            "Endpoints passed over because they did not answer.",
+            stats.ejections,
+        )
+        yield CounterMetricFamily(
+            "svcdp_retries", "SYNs sent again that went to another endpoint.", stats.retries
+        )
 
     def _of_queues(self) -> Iterator[Metric]:
         queues = {str(number): asdict(each) for number, each in self._workers.stats().items()}

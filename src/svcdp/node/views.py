@@ -108,6 +108,9 @@ def endpoints(dataplane: Dataplane, request: Request) -> Iterator[Item]:
                 "packetsOut": destination.packets_out,
                 "bytesIn": destination.bytes_in,
                 "bytesOut": destination.bytes_out,
+                "ejected": destination.ejected,
+                "failures": destination.failures,
+                "lastFailure": destination.last_failure,
             }
 
 
@@ -161,4 +164,6 @@ def status(dataplane: Dataplane, sync: Sync) -> Iterator[Item]:
         "connectionsExpired": stats.connections_expired,
         "persistenceTemplates": stats.persistence_templates,
         "schedulerErrors": stats.scheduler_errors,
+        "ejections": stats.ejections,
+        "retries": stats.retries,
     }

@@ -289,6 +289,23 @@ def test_the_time_until_a_reset_begins_with_a_look_and_ends_with_a_return() -> N
     assert bench.send("A").verdict == Verdict.REJECT
 
 
+def test_explain_does_not_start_the_time_until_a_reset() -> None:
+    bench = Bench()
+    bench.serve(D1, on_removal="reset", removal_grace=10)
+    bench.send()
+    bench.serve(D2, on_removal="reset", removal_grace=10)
+    said = bench.dp.explain(f"tcp {CLIENT[4]}:40000 -> {VIRTUAL[4]}:80")
+    assert [each.address for each in said.destinations] == [ONE[0]]
+    bench.now += 20 * SECOND
+    assert bench.send("A").reason == Reason.ESTABLISHED, "it begins now"
+    bench.now += 11 * SECOND
+    # A SYN would open a new connection; a reply is answered by a reset.
+    assert bench.dp.explain(f"tcp {CLIENT[4]}:40000 -> {VIRTUAL[4]}:80").action == "forward"
+    said = bench.dp.explain(f"tcp {ONE[0]}:{ONE[1]} -> {CLIENT[4]}:40000")
+    assert (said.action, said.destinations) == ("reject", ())
+    assert bench.reply("A", source=ONE).verdict == Verdict.REJECT
+
+
 def test_a_reset_is_nothing_to_udp_which_goes_elsewhere_at_once() -> None:
     bench = Bench()
     bench.serve(D1, protocol="udp", on_removal="reset", removal_grace=10)
