@@ -1,6 +1,6 @@
 """Requests to an API server: where it is, who asks, and what its refusals mean.
 
-lightkube reads the configuration and logs in; nothing else knows of it.
+lightkube reads the configuration and logs in, but by plugins; nothing else knows of it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 import httpx2
 import msgspec
 import yaml
-from lightkube.config.client_adapter import AsyncClient, ConnectionParams
+from lightkube.config.client_adapter import AsyncClient, ConnectionParams, ExecAuth
 from lightkube.config.kubeconfig import KubeConfig
-from lightkube.config.models import NameValue, User
+from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError as LightkubeError
 
 from svcdp.errors import ConfigError
+from svcdp.kube.plugin import PluginAuth
 from svcdp.kube.reflector import ApiError
 
 __all__ = ["Client"]
@@ -33,7 +34,6 @@ ANSWER_TIMEOUT = 60.0  # seconds until an answer begins, plugins that log in inc
 READ_TIMEOUT = 30.0  # seconds without a byte of an answer
 LONGEST_WAIT = 60.0  # seconds that a server may ask for; one that asks for more is asked anew
 LINE_MAX = 64 << 20  # bytes of an event; etcd holds objects of 1.5 MiB
-EXEC_V1 = "client.authentication.k8s.io/v1"
 
 # What a plugin's output, and a kubeconfig, may be wrong in.
 _BAD_CONFIG = (LightkubeError, OSError, KeyError, TypeError, ValueError, AttributeError)
@@ -189,25 +189,17 @@ class Client:
             if config.user is None:
                 config = config._replace(user=User())
             assert config.user is not None
-            _speak_v1(config.user)
             if config.user.token_file:
                 config.user.token_file = str(config.abs_file(config.user.token_file))
             timeout = httpx2.Timeout(CONNECT_TIMEOUT, read=READ_TIMEOUT)
-            return _Session(AsyncClient(config, ConnectionParams(timeout=timeout)))
+            http = AsyncClient(config, ConnectionParams(timeout=timeout))
+            if isinstance(http.auth, ExecAuth):
+                assert config.user.exec is not None
+                http.auth = PluginAuth(config.user.exec)
+            return _Session(http)
         except (*_BAD_CONFIG, yaml.YAMLError, httpx2.InvalidURL) as error:
             text = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise ConfigError(f"{where}: cannot be used to reach a cluster: {text}") from error
-
-
-def _speak_v1(user: User) -> None:
-    """Have lightkube run plugins of the final version of their protocol, which is the same but
-    for the variable by which a plugin learns what is asked of it.
-    """
-    if user.exec is not None and user.exec.apiVersion == EXEC_V1:
-        asked = {"apiVersion": EXEC_V1, "kind": "ExecCredential", "spec": {"interactive": False}}
-        variable = NameValue("KUBERNETES_EXEC_INFO", msgspec.json.encode(asked).decode())
-        user.exec.env = [*(user.exec.env or ()), variable]
-        user.exec.apiVersion = EXEC_V1 + "beta1"
 
 
 def _refusal(url: str, response: httpx2.Response, body: bytes) -> ApiError:
