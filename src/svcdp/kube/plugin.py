@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -36,8 +35,8 @@ class _Credential(msgspec.Struct):
 class PluginAuth(httpx2.Auth):
     """Has a plugin log in before the first request, once.
 
-    A plugin that does not end is killed, with all that it started, when the request is given up.
-    For one event loop. ConfigError if the plugin speaks another protocol.
+    A plugin that does not end is killed when the request is given up. For one event loop.
+    ConfigError if the plugin speaks another protocol.
     """
 
     def __init__(self, plugin: UserExec) -> None:
@@ -74,14 +73,13 @@ async def _ask(plugin: UserExec) -> str:
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=PIPE,
-        start_new_session=True,
     )
     try:
         out, said = await process.communicate()
     finally:
         if process.returncode is None:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
     if process.returncode:
         text = said.decode(errors="replace").strip()
         raise ConfigError(f"{plugin.command} ended with {process.returncode}: {text}")
