@@ -16,7 +16,7 @@ __all__ = ["command"]
 _CAPTURE = ("rules", "netns", "run_dir")
 _PLAN = (
     *("queues", "tunnel_queues", "bypass", "forward_mark", "pass_mark", "dr_marks"),
-    *("gso", "fail_open"),
+    *("gso", "fail_open", "dns", "dns_addresses"),
 )
 
 

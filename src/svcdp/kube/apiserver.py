@@ -32,7 +32,9 @@ class ApiServerSource:
 
     With a ``service_proxy_name`` those that a label gives to the proxy of that name, else those
     without such a label: a label that comes or goes is a change. ServiceCIDRs are then not asked
-    for, nor missed where the server has none or does not tell.
+    for, nor missed where the server has none or does not tell. ``hidden`` ones, that no proxy or
+    another one serves, come too if asked for: they have names, and :func:`svcdp.kube.resolve`
+    leaves them out.
 
     ``client`` is a :class:`svcdp.kube.client.Client`; it is not closed. Between two batches of
     changes are at least ``min_period`` seconds; in a batch is only what became of each object.
@@ -48,6 +50,7 @@ class ApiServerSource:
         *,
         node_name: str = "",
         service_proxy_name: str = "",
+        hidden: bool = False,
         min_period: float = 1.0,
         retry: tuple[float, float] = (0.5, 30.0),
         silence: float = SILENCE,
@@ -72,7 +75,7 @@ class ApiServerSource:
         named = f"!{PROXY_NAME_LABEL}"
         if service_proxy_name:
             named = f"{PROXY_NAME_LABEL}={service_proxy_name}"
-        visible = {"labelSelector": f"{named},!{HEADLESS_LABEL}"}
+        visible = {} if hidden else {"labelSelector": f"{named},!{HEADLESS_LABEL}"}
         resources: list[Resource[Object]] = [
             Resource("services", "Service", "/api/v1/services", _service, visible),
             Resource(

@@ -9,7 +9,9 @@ from svcdp.rules import Backend, CapturePlan, choose
 from svcdp.rules.paths import Path, find_paths
 from svcdp.rules.plan import Item
 
-__all__ = ["NoRules", "capture_plan", "choose_backend"]
+__all__ = ["DNS_PORT", "NoRules", "capture_plan", "choose_backend"]
+
+DNS_PORT = 53
 
 
 class NoRules(Backend):
@@ -67,4 +69,5 @@ def capture_plan(config: NodeConfig, addresses: Sequence[str]) -> CapturePlan:
         bypass=config.bypass,
         service_cidrs=config.service_cidrs,
         addresses=tuple(addresses),
+        hosted=tuple((address, DNS_PORT) for address in config.dns_servers),
     )

@@ -9,6 +9,7 @@ nobody knows is an error, and so is a bad value: the message names the key and t
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,17 @@ from svcdp.ipvs.sync import LENGTH_MAX, MESSAGE_MAX, MESSAGE_MIN
 from svcdp.ipvs.syncd import GROUP, PORT
 from svcdp.node import kubeproxy
 from svcdp.node.kubeproxy import Given
-from svcdp.node.values import Address, Bind, Cidr, Mark, MarkField, Range, StateTimeout, Switch
+from svcdp.node.values import (
+    Address,
+    Bind,
+    Cidr,
+    Mark,
+    MarkField,
+    Range,
+    Server,
+    StateTimeout,
+    Switch,
+)
 from svcdp.types import Settings
 
 __all__ = ["API_VERSION", "KIND", "LoadedConfig", "NodeConfig", "Setting", "load", "settings"]
@@ -188,6 +199,31 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     state_interval: Annotated[
         float, Meta(ge=1, description="seconds after which connections are saved again")
     ] = 60.0
+    dns: Annotated[
+        bool, Meta(description="be the cluster's DNS server for this node, at dnsAddresses")
+    ] = False
+    dns_addresses: Annotated[
+        tuple[Address, ...],
+        Meta(
+            description="addresses of the cluster's DNS Service (default: the tenth of each of"
+            " serviceCIDRs)"
+        ),
+    ] = ()
+    dns_zone: Annotated[str, Meta(description="zone of the cluster's names")] = "cluster.local"
+    dns_upstreams: Annotated[
+        tuple[Server, ...],
+        Meta(
+            description="resolvers to ask for all other names (default: those of /etc/resolv.conf)"
+        ),
+    ] = ()
+    dns_recursion: Annotated[
+        tuple[Cidr, ...],
+        Meta(description="networks that may ask for all other names (default: private ones)"),
+    ] = ()
+    dns_rate: Annotated[
+        float, Meta(ge=0, description="DNS questions a second of one client, 0: any number")
+    ] = 1000.0
+    dns_log: Annotated[bool, Meta(description="log each DNS question")] = False
     sync_role: Annotated[
         Literal["none", "master", "backup", "both"],
         Meta(description="tell other nodes of connections (IPVS sync protocol), or hear of theirs"),
@@ -243,6 +279,15 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     def admin_path(self) -> str:
         """Where the admin socket is."""
         return self.admin_socket or f"{self.run_dir}/admin.sock"
+
+    @property
+    def dns_servers(self) -> tuple[Address, ...]:
+        """Where DNS questions are answered: nowhere without ``dns``."""
+        if not self.dns:
+            return ()
+        networks = map(ipaddress.ip_network, self.service_cidrs)
+        tenth = (Address(str(each[10])) for each in networks if each.num_addresses > 10)
+        return self.dns_addresses or tuple(tenth)
 
     @property
     def timeouts_by_state(self) -> dict[str, float]:
@@ -357,6 +402,8 @@ def load(
         raise ConfigError(
             "masqueradePorts and serviceNodePortRange must be different numbers: change one of them"
         )
+    if config.dns and not config.dns_servers:
+        raise ConfigError("dns needs addresses to answer at: set dnsAddresses, or serviceCIDRs")
     return LoadedConfig(config, origins, notes)
 
 
@@ -389,7 +436,7 @@ def _split(value: Any) -> Any:
 
 
 def _decode(kind: type, value: Any) -> Any:
-    if kind in (Address, Bind, Cidr) and not isinstance(value, str):
+    if kind in (Address, Bind, Cidr, Server) and not isinstance(value, str):
         raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
     return kind(value)
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from svcdp import schedulers
 from svcdp.errors import ConfigError
 from svcdp.kube import NodeContext
 from svcdp.node.config import NodeConfig
+from svcdp.node.values import IN_CLUSTER
 
-__all__ = ["node_context"]
+if TYPE_CHECKING:
+    from svcdp.kube.client import Client
+
+__all__ = ["api_client", "node_context"]
 
 
 def node_context(config: NodeConfig, addresses: Sequence[str]) -> NodeContext:
@@ -41,3 +46,12 @@ def _first_of_each_family(addresses: Sequence[str]) -> tuple[str, ...] | None:
     others = [each for each in addresses if not ipaddress.ip_address(each).is_loopback]
     first = {":" in address: address for address in reversed(others)}
     return tuple(first.values()) or None
+
+
+def api_client(config: NodeConfig) -> Client | None:
+    """Who asks the API server, if there is one to ask."""
+    if not config.kubeconfig:
+        return None
+    from svcdp.kube.client import Client
+
+    return Client(None if config.kubeconfig == IN_CLUSTER else config.kubeconfig)

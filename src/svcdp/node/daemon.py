@@ -16,7 +16,6 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from svcdp.dataplane import Dataplane
 from svcdp.errors import ConfigError, SvcdpError
@@ -29,9 +28,10 @@ from svcdp.kube.publisher import EventPublisher
 from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.node import views
 from svcdp.node.admin import AdminServer, Handler
-from svcdp.node.capture import capture_plan, choose_backend
+from svcdp.node.capture import DNS_PORT, capture_plan, choose_backend
 from svcdp.node.config import NodeConfig, settings
-from svcdp.node.context import node_context
+from svcdp.node.context import api_client, node_context
+from svcdp.node.dns import DnsThread
 from svcdp.node.health import Health
 from svcdp.node.ipvs import IpvsServices, IpvsViews
 from svcdp.node.metrics import Metrics
@@ -40,12 +40,8 @@ from svcdp.node.servicehealth import ServiceHealth
 from svcdp.node.state import ConnectionStore
 from svcdp.node.syncing import peers, sync_daemon
 from svcdp.node.systemd import notify, watchdog_interval
-from svcdp.node.values import IN_CLUSTER
 from svcdp.node.web import Web
 from svcdp.sync import Sync
-
-if TYPE_CHECKING:
-    from svcdp.kube.client import Client
 
 __all__ = ["run"]
 
@@ -87,7 +83,7 @@ class _Daemon:
         self._config = config
         self._reread = reread
         self._told_to_stop = False
-        self._client = _client(config)
+        self._client = api_client(config)
         self._source = ManifestSource(config.manifests) if config.manifests else None
         ports = config.service_node_port_range
         self._allocating = self._source and AllocatingSource(
@@ -151,6 +147,9 @@ class _Daemon:
             undo.push_async_callback(self._store.close)
             if self._peers is not None:
                 undo.push_async_callback(asyncio.to_thread, self._peers.stop)
+            names = self._dns_thread()
+            if names is not None:
+                undo.push_async_callback(names.close)
             mode = NfqueueMode(self._dataplane, backend, capture_plan(config, addresses))
             undo.push_async_callback(self._withdraw, mode)
             node = node_context(config, addresses)
@@ -182,6 +181,9 @@ class _Daemon:
                 lambda: sync.is_eligible,
             )
             self._metrics.watch(self._dataplane, self._workers, sync, health)
+            if names is not None:
+                sync.subscribe(names.tell)
+                self._metrics.watch_dns(names.server)
             web = Web(config, health, self._metrics, record)
             undo.push_async_callback(web.close)
             await web.open()
@@ -207,6 +209,7 @@ class _Daemon:
                         self._client,
                         node_name=config.node_name,
                         service_proxy_name=config.service_proxy_name,
+                        hidden=config.dns,
                         min_period=config.min_sync_period,
                     )
                 )
@@ -219,6 +222,8 @@ class _Daemon:
             self._workers.start()
             if self._peers is not None:
                 self._peers.start()
+            if names is not None:
+                await names.open()
             await asyncio.to_thread(mode.install)
             health.is_serving = True
             await ports.update(sync.health_checks())
@@ -235,6 +240,11 @@ class _Daemon:
             )
             undo.push_async_callback(_end, asyncio.create_task(_tell(sync, ports)))
             await self._attend(sync, mode, health, web)
+
+    def _dns_thread(self) -> DnsThread | None:
+        places = [(address, DNS_PORT) for address in self._config.dns_servers]
+        # The rules make the addresses local, after the first answer is possible.
+        return DnsThread(self._config, places, freebind=True) if places else None
 
     async def _withdraw(self, mode: NfqueueMode) -> None:
         """Nothing more comes in: stop capturing, then wait until the queues are empty.
@@ -308,15 +318,6 @@ class _Daemon:
             "peers": lambda request: peers(self._peers),
             "status": lambda request: views.status(self._dataplane, sync),
         }
-
-
-def _client(config: NodeConfig) -> Client | None:
-    """Who asks the API server."""
-    if not config.kubeconfig:
-        return None
-    from svcdp.kube.client import Client
-
-    return Client(None if config.kubeconfig == IN_CLUSTER else config.kubeconfig)
 
 
 async def _trim(mode: NfqueueMode) -> str:

@@ -29,6 +29,7 @@ from svcdp.sync import Sync, Update
 
 if TYPE_CHECKING:
     from svcdp.dataplane import Dataplane
+    from svcdp.discovery.dns import DnsServer
     from svcdp.io.nfqueue import QueueWorkers
     from svcdp.node.health import Health
 
@@ -90,6 +91,10 @@ class Metrics:
     ) -> None:
         """Read these when asked."""
         self._registry.register(_State(dataplane, workers, sync, health))
+
+    def watch_dns(self, server: DnsServer) -> None:
+        """Read these, too."""
+        self._registry.register(_Dns(server))
 
     def observe(self, update: Update) -> None:
         """An update was tried."""
@@ -220,6 +225,41 @@ class _State(Collector):
             for number, stats in queues.items():
                 family.add_metric([number], stats[field])
             yield family
+
+
+class _Dns(Collector):
+    """Of a server in another thread: what it counts is copied before it is read."""
+
+    def __init__(self, server: DnsServer) -> None:
+        self._server = server
+
+    def collect(self) -> Iterator[Metric]:
+        server = self._server
+        for name, help_text, label, counted in (
+            ("queries", "DNS questions, by protocol.", "protocol", server.queries),
+            ("responses", "DNS responses, by code.", "code", server.responses),
+            ("dropped", "DNS questions without a response, by reason.", "reason", server.dropped),
+        ):
+            family = CounterMetricFamily(f"svcdp_dns_{name}", help_text, labels=[label])
+            for value, count in dict(counted).items():
+                family.add_metric([value], count)
+            yield family
+        upstreams = CounterMetricFamily(
+            "svcdp_dns_upstream_queries",
+            "DNS questions to upstreams, by what became of them.",
+            labels=["upstream", "result"],
+        )
+        for (upstream, result), count in dict(server.resolver.forwarder.results).items():
+            upstreams.add_metric([str(upstream), result], count)
+        yield upstreams
+        cache = server.resolver.cache
+        yield CounterMetricFamily(
+            "svcdp_dns_cache_hits", "Answers of upstreams reused.", cache.hits
+        )
+        yield CounterMetricFamily(
+            "svcdp_dns_cache_misses", "Questions that upstreams had to be asked.", cache.misses
+        )
+        yield GaugeMetricFamily("svcdp_dns_cache_entries", "Answers held.", len(cache))
 
 
 def _timestamp(text: str) -> float | None:

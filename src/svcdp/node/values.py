@@ -24,6 +24,7 @@ __all__ = [
     "Mark",
     "MarkField",
     "Range",
+    "Server",
     "StateTimeout",
     "Switch",
 ]
@@ -62,6 +63,24 @@ class Bind(str):
             cls, f"[{address}]:{number}" if is_bracketed else f"{address}:{number}"
         )
         self.place = (str(address), number)
+        return self
+
+
+class Server(str):
+    """An address to ask, with a port that is not 53 or without: ``192.0.2.1``, ``[::1]:5300``."""
+
+    place: tuple[str, int]
+
+    def __new__(cls, text: str) -> Server:
+        try:
+            address, port = str(Address(text)), 53
+        except ValueError:
+            bind = Bind(text)
+            if bind.place is None:
+                raise ValueError("an address such as 192.0.2.1 is missing") from None
+            address, port = bind.place
+        self = super().__new__(cls, text)
+        self.place = (address, port)
         return self
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from itertools import product
 
 from svcdp.rules import ipset
 from svcdp.rules.backend import KernelBackend
@@ -216,6 +217,11 @@ def _queue(plan: CapturePlan, kind: Kind) -> str:
 
 
 def _captures(family: int, plan: CapturePlan) -> Iterator[str]:
+    for address, port in plan.hosted:
+        if family_of(address) == family:
+            for protocol, (way, end) in product(("udp", "tcp"), (("-d", "dport"), ("-s", "sport"))):
+                match = f"{way} {address} -p {protocol} -m {protocol} --{end} {port}"
+                yield f"{match} {_comment('served by this host')} -j RETURN"
     for match in ICMP_ERRORS[family]:
         yield f"{match} {_comment('may be about a connection')} {_queue(plan, 'virtual')}"
     for kind in ipset.KINDS:

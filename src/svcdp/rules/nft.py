@@ -155,7 +155,13 @@ def _queue(plan: CapturePlan, kind: Kind) -> str:
 
 def _captures(plan: CapturePlan) -> list[str]:
     queue = _queue(plan, "virtual")
-    rules = [_rule(f"{match} {queue}", "may be about a connection") for match in ICMP_ERRORS]
+    rules = []
+    for address, number in plan.hosted:
+        ip = PROTOCOL[family_of(address)]
+        for side in ("d", "s"):
+            match = f"{ip} {side}addr {address} meta l4proto {{ tcp, udp }} th {side}port {number}"
+            rules.append(_rule(f"{match} return", "served by this host"))
+    rules += [_rule(f"{match} {queue}", "may be about a connection") for match in ICMP_ERRORS]
     for kind, text in KINDS.items():
         side = "s" if kind == "real" else "d"
         for family, ip in PROTOCOL.items():

@@ -124,6 +124,9 @@ class CapturePlan:
     ``service_cidrs`` are given a route, so that programs on the node itself can connect to
     service addresses; its source is the first of ``addresses`` of that family, which must be
     the node's own.
+
+    ``hosted`` are addresses and ports that programs of this host serve, by UDP and TCP, whatever
+    the items say: their packets are left alone, and the addresses are made local.
     """
 
     queues: tuple[int, int] = (100, 103)
@@ -136,6 +139,7 @@ class CapturePlan:
     bypass: bool = True
     service_cidrs: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    hosted: tuple[tuple[str, int], ...] = ()
     items: frozenset[Item] = frozenset()
 
     def __post_init__(self) -> None:
@@ -172,7 +176,7 @@ class CapturePlan:
         try:
             for cidr in self.service_cidrs:
                 ipaddress.ip_network(cidr)
-            for address in self.addresses:
+            for address in (*self.addresses, *(address for address, _ in self.hosted)):
                 ipaddress.ip_address(address)
         except ValueError as error:
             raise ConfigError(str(error)) from None

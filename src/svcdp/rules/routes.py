@@ -5,6 +5,9 @@ it; the rewritten packet is routed anew, by its real destination. The device onl
 addresses that no service has: by the interface of the node's address such packets end with an
 unanswered ARP request or neighbour solicitation. By ``lo`` each would pass the node 63 times.
 
+An address that this host serves itself is made local by a route, too, not by giving it to an
+interface: nobody takes it for one of the node's own, and it goes by the same ways.
+
 Like all routes by an interface these go when it is taken down: apply the plan again. They are
 recognised by their protocol number.
 """
@@ -36,14 +39,23 @@ def commands(plan: CapturePlan) -> list[list[str]]:
         argv = ["ip", f"-{family_of(cidr)}", "route", "replace", cidr, "dev", device]
         argv += ["src", source, "proto", str(PROTOCOL), "metric", str(METRIC)]
         found.append(argv)
+    for address in dict(plan.hosted):
+        argv = ["ip", f"-{family_of(address)}", "route", "replace", "local", address]
+        found.append([*argv, "dev", "lo", "table", "local", "proto", str(PROTOCOL)])
     return found
 
 
 def add(plan: CapturePlan) -> None:
-    """Make the routes of a plan, and no others, in the main table."""
+    """Make the routes of a plan, and no others. What is local and stays so is so all the time."""
     _flush("main")
     for argv in commands(plan):
         run(argv)
+    for family in ("-4", "-6"):
+        printed = run(["ip", "-json", family, *_shown("local")])
+        with understanding("ip -json"):
+            gone = {route["dst"] for route in decode(printed)} - dict(plan.hosted).keys()
+        for address in gone:
+            run(["ip", family, "route", "delete", "local", address, "table", "local"])
 
 
 def remove() -> None:
@@ -63,7 +75,11 @@ def _flush(table: str) -> None:
 
 
 def _list(family: str, table: str) -> str:
-    return run(["ip", family, "route", "show", "table", table, "proto", str(PROTOCOL)])
+    return run(["ip", family, *_shown(table)])
+
+
+def _shown(table: str) -> list[str]:
+    return ["route", "show", "table", table, "proto", str(PROTOCOL)]
 
 
 def _device(address: str) -> str:

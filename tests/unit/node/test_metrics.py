@@ -12,6 +12,8 @@ from bench import Bench
 from prometheus_client.parser import text_string_to_metric_families
 
 from svcdp._version import __version__
+from svcdp.discovery.cache import Cache
+from svcdp.discovery.upstream import Upstream
 from svcdp.errors import RulesError
 from svcdp.io.nfqueue import QueueStats
 from svcdp.node.health import Health
@@ -56,6 +58,14 @@ def watching() -> Metrics:
     )
     metrics = Metrics()
     metrics.watch(bench.dp, workers, sync, Health(lambda: PROGRESS))  # type: ignore[arg-type]
+    forwarder = SimpleNamespace(results={(Upstream("192.0.2.53"), "answered"): 3})
+    server: Any = SimpleNamespace(
+        queries={"udp": 5},
+        responses={"NOERROR": 4},
+        dropped={"limited": 1},
+        resolver=SimpleNamespace(forwarder=forwarder, cache=Cache()),
+    )
+    metrics.watch_dns(server)
     return metrics
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -64,6 +65,45 @@ def test_every_nft_rule_has_a_comment(host: Host) -> None:
     rules = [r for chain in chains for r in chain.splitlines() if "type filter hook" not in r]
     assert len(rules) > 15
     assert all('comment "svcdp: ' in rule for rule in rules)
+
+
+@pytest.mark.parametrize(
+    ("backend", "rules"),
+    [
+        (
+            IptablesBackend,
+            {
+                "-d 10.96.0.10 -p udp -m udp --dport 53",
+                "-s 10.96.0.10 -p udp -m udp --sport 53",
+                "-d 10.96.0.10 -p tcp -m tcp --dport 53",
+                "-s 10.96.0.10 -p tcp -m tcp --sport 53",
+                "-d fd00:10:96::a -p udp -m udp --dport 53",
+                "-s fd00:10:96::a -p udp -m udp --sport 53",
+                "-d fd00:10:96::a -p tcp -m tcp --dport 53",
+                "-s fd00:10:96::a -p tcp -m tcp --sport 53",
+            },
+        ),
+        (
+            NftBackend,
+            {
+                "ip daddr 10.96.0.10 meta l4proto { tcp, udp } th dport 53",
+                "ip saddr 10.96.0.10 meta l4proto { tcp, udp } th sport 53",
+                "ip6 daddr fd00:10:96::a meta l4proto { tcp, udp } th dport 53",
+                "ip6 saddr fd00:10:96::a meta l4proto { tcp, udp } th sport 53",
+            },
+        ),
+    ],
+)
+def test_what_this_host_serves_is_left_alone(
+    host: Host, backend: type[IptablesBackend] | type[NftBackend], rules: set[str]
+) -> None:
+    plan = dataclasses.replace(PLAN, hosted=(("10.96.0.10", 53), ("fd00:10:96::a", 53)))
+    script = backend(None, host.run_dir).render(plan)
+    found = re.findall(r"^(?:-A SVCDP-CAPTURE |\t\t)(.*?) (?:-m )?comment.*served", script, re.M)
+    assert {rule.removesuffix(" return") for rule in found} == rules
+    for family, address in (("-4", "10.96.0.10"), ("-6", "fd00:10:96::a")):
+        route = f"ip {family} route replace local {address} dev lo table local proto 112\n"
+        assert route in script
 
 
 @pytest.mark.parametrize("backend", [IptablesBackend, NftBackend])
