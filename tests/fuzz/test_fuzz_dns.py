@@ -92,10 +92,10 @@ def test_mutated_answers_of_upstreams(caplog: pytest.LogCaptureFixture) -> None:
         codes = set()
         async with (
             FakeUpstream(script) as upstream,
-            serving(names_of(OBJECTS), upstream, rate=0, try_time=0.02) as (_, port),
+            serving(names_of(OBJECTS), upstream, rate=0, try_time=0.5) as (_, port),
         ):
-            for start in range(0, 1000, 50):
-                asked = (ask(port, f"{start + n}.example.") for n in range(50))
+            for start in range(0, 300, 100):
+                asked = (ask(port, f"{start + n}.example.") for n in range(100))
                 codes |= {found.rcode() for found in await asyncio.gather(*asked)}
             assert answers(await ask(port, WEB)) == ["10.96.0.10"]
         assert {dns.rcode.NOERROR, dns.rcode.SERVFAIL} <= codes

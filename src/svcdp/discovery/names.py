@@ -81,7 +81,8 @@ class Names:
         self.zone = _zone(zone)
         self._apex = key_of(self.zone)
         self._server = Name((b"ns", b"dns", *self.zone.labels))
-        self._serial = 1
+        #: Another one after each change.
+        self.serial = 1
         # By name and by whose they are: several Services may have endpoints of one address.
         self._records: dict[Key, dict[ServiceRef, list[Rdata]]] = {}
         self._held: dict[ServiceRef, list[Key]] = {}
@@ -92,7 +93,7 @@ class Names:
         self, ref: ServiceRef, service: Service | None, slices: Sequence[EndpointSlice]
     ) -> None:
         """Let the names of a Service be these: ``slices`` are those that name it."""
-        self._serial = (self._serial + 1) & 0xFFFFFFFF
+        self.serial = (self.serial + 1) & 0xFFFFFFFF
         self._drop(ref)
         if service is not None and _LABEL.fullmatch(ref.name) and _LABEL.fullmatch(ref.namespace):
             self._put(ref, self._service_records(service, slices))
@@ -153,7 +154,7 @@ class Names:
 
     def _soa(self, owner: Name) -> RRset:
         mailbox = Name((b"hostmaster", *self.zone.labels))
-        record = _record(SOA, self._server, mailbox, self._serial, _REFRESH, _RETRY, _EXPIRE, TTL)
+        record = _record(SOA, self._server, mailbox, self.serial, _REFRESH, _RETRY, _EXPIRE, TTL)
         return _rrset(owner, [record])
 
     def _targets(self, records: Iterable[Rdata]) -> Iterator[RRset]:

@@ -28,6 +28,7 @@ from dnslab import (
 
 from svcdp.discovery import dns as dns_module
 from svcdp.errors import PlatformError
+from svcdp.kube.model import ServiceRef
 
 
 def service(name: str, cluster_ip: str, **more: Any) -> dict[str, Any]:
@@ -80,6 +81,27 @@ def test_answers(where: str, tcp: bool) -> None:
             assert missing.authority[0].name.to_text() == ZONE
             assert server.queries == {"tcp" if tcp else "udp": 2}
             assert server.responses == {"NOERROR": 1, "NXDOMAIN": 1}
+
+    run(test)
+
+
+def test_the_same_question_again_is_answered_by_what_is_in_force() -> None:
+    async def test() -> None:
+        names = names_of(OBJECTS)
+        async with serving(names) as (server, port):
+            for _ in range(3):
+                assert answers(await ask(port, WEB)) == ["10.96.0.10"]
+            assert server.responses == {"NOERROR": 3}
+            names.replace(ServiceRef("shop", "web"), None, [])
+            assert (await ask(port, WEB)).rcode() == dns.rcode.NXDOMAIN
+            # By TCP, and by those who may ask for more, other responses are the right ones.
+            for where, tcp in (("127.0.0.1", False), ("127.0.0.1", True), ("::1", False)):
+                for _ in range(2):
+                    name = f"many.shop.{SVC}"
+                    query = dns.message.make_query(name, "AAAA")
+                    ways = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
+                    found = await ways(query, where, port=port, timeout=DEADLINE)
+                    assert (found.id, found.rcode()) == (query.id, dns.rcode.NOERROR)
 
     run(test)
 
