@@ -41,6 +41,9 @@ SCHEMA = "1.1.0"
 TTL = 5  #: seconds, of positive and negative answers: names change as fast as endpoints
 # RFC 1035, 2.3.4: a name has 255 octets, and the longest one here three labels of 64 and "svc".
 ZONE_MAX = 255 - 3 * 64 - 4
+# Of too many records some are told: what does not fit into a message is no answer at all.
+ANSWER_MAX = 48 << 10  # bytes
+RECORD_HEAD = 12  # bytes of a record whose name is compressed (RFC 1035, 3.2.1)
 
 Key = tuple[bytes, ...]
 """The labels of a name, in lower case."""
@@ -119,6 +122,8 @@ class Names:
         if not chosen:
             return Answer(authority=(self._soa(owner),), is_own=True)
         random.shuffle(chosen)  # some clients take the first, always
+        length = len(chosen[0].to_wire() or b"") + RECORD_HEAD
+        del chosen[ANSWER_MAX // length :]
         additional = tuple(self._targets(chosen))
         return Answer(answer=(_rrset(name, chosen),), additional=additional, is_own=True)
 

@@ -134,6 +134,8 @@ class DnsThread:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     async def _open(self) -> None:
+        if not self.server.resolver.forwarder.upstreams:
+            log.warning("nobody to ask for names of others: set dnsUpstreams")
         for address, port in self._listen:
             await self.server.open(address, port, freebind=self._freebind)
         self._watching = asyncio.create_task(self.server.resolver.watch())

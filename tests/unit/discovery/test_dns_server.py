@@ -108,7 +108,8 @@ def test_the_same_question_again_is_answered_by_what_is_in_force() -> None:
 
 def test_what_is_too_long_for_a_datagram_is_asked_for_by_tcp() -> None:
     async def test() -> None:
-        async with serving(names_of(OBJECTS)) as (_, port):
+        huge = [service("huge", "None"), endpoints("huge", 5000)]
+        async with serving(names_of([*OBJECTS, *huge])) as (_, port):
             # 40 addresses are some 700 bytes: too long for a client that says nothing of EDNS.
             for name, payload, is_whole in (
                 (f"few.shop.{SVC}", None, False),
@@ -122,6 +123,10 @@ def test_what_is_too_long_for_a_datagram_is_asked_for_by_tcp() -> None:
                 assert len(raw.to_wire()) <= (1232 if payload else 512)
             found = await ask(port, f"many.shop.{SVC}", tcp=True)
             assert len(answers(found)) == 300
+            # More than a message holds: some of them, others each time.
+            some = [answers(await ask(port, f"huge.shop.{SVC}", tcp=True)) for _ in range(2)]
+            assert [len(each) for each in some] == [3072, 3072]
+            assert set(some[0]) != set(some[1])
 
     run(test)
 

@@ -72,11 +72,13 @@ def follow(
     server: FakeServer,
     reached: Callable[[dict[str, Any], ApiServerSource], bool],
     silence: float = reflector.SILENCE,
+    **more: Any,
 ) -> list[list[Change]]:
     """All batches until what they make up is what was expected."""
 
     async def main() -> list[list[Change]]:
-        source = ApiServerSource(server, min_period=0.0, retry=(0.001, 0.002), silence=silence)
+        times: dict[str, Any] = {"min_period": 0.0, "retry": (0.001, 0.002), "silence": silence}
+        source = ApiServerSource(server, **times, **more)
         held: dict[str, Any] = {}
         batches: list[list[Change]] = []
 
@@ -114,6 +116,13 @@ def test_lists_first_and_then_takes_changes_from_that_version() -> None:
     assert 300 <= int(then["timeoutSeconds"]) <= 600
     selector = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
     assert first["labelSelector"] == then["labelSelector"] == selector
+
+
+def test_hidden_ones_too() -> None:
+    server = FakeServer()
+    server.lists = [listed(7, service("a"))]
+    follow(server, lambda held, _: set(held) == {"a"}, hidden=True)
+    assert all("labelSelector" not in asked for asked in server.asked)
 
 
 def test_goes_on_from_a_bookmark_and_lists_only_once() -> None:
