@@ -317,7 +317,9 @@ class Reflector(Generic[Record]):
         """
         if not self.listed:
             self._replace((), "")
-        if error.status != ABSENT:
+        if error.status == ABSENT:
+            self._recover()
+        else:
             self._lost = SvcdpError(str(error))
             self._tell()
 

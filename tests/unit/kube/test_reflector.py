@@ -281,3 +281,21 @@ def test_what_is_optional_may_be_missing(status: int, problems: int) -> None:
     # Nobody takes the node for one that does not know its Services.
     assert not any(isinstance(error, SourceError) for error in errors)
     assert all("grant the verbs list and watch on servicecidrs" in str(e) for e in errors)
+
+
+def test_what_is_missing_is_no_error_after_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reflector, "ABSENT_RETRY", 0.0)
+    absent = ApiError("no", status=404)
+    answers = [absent, ApiError("no route"), absent]
+
+    class OldServer(FakeServer):
+        async def get(self, path: str, params: Mapping[str, str]) -> bytes:
+            if path.endswith("/servicecidrs"):
+                if not answers:
+                    await asyncio.Event().wait()
+                raise answers.pop(0)
+            return await super().get(path, params)
+
+    server = OldServer()
+    server.lists = [listed(7, service("a"))]
+    follow(server, lambda held, source: bool(held and not answers and not source.errors))
