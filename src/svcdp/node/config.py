@@ -140,6 +140,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
         tuple[Cidr, ...],
         Meta(description="addresses that serve node ports (default: the primary ones)"),
     ] = ()
+    localhost_node_ports: Annotated[
+        bool, Meta(description="relay TCP node ports at 127.0.0.1 and ::1 too")
+    ] = False
     masquerade_all: Annotated[bool, Meta(description="masquerade all traffic to cluster IPs")] = (
         False
     )

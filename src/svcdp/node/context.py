@@ -33,6 +33,7 @@ def node_context(config: NodeConfig, addresses: Sequence[str]) -> NodeContext:
         detect_local=config.detect_local_mode,
         pod_mark=config.pod_mark,
         node_port_addresses=config.node_port_addresses,
+        localhost_node_ports=config.localhost_node_ports,
         masquerade_all=config.masquerade_all,
         service_cidrs=config.service_cidrs,
         service_proxy_name=config.service_proxy_name,

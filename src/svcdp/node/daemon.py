@@ -34,6 +34,7 @@ from svcdp.node.context import api_client, node_context
 from svcdp.node.dns import DnsThread
 from svcdp.node.health import Health
 from svcdp.node.ipvs import IpvsServices, IpvsViews
+from svcdp.node.localhost import LocalhostNodePorts
 from svcdp.node.metrics import Metrics
 from svcdp.node.network import claim_netns, discover_addresses
 from svcdp.node.servicehealth import ServiceHealth
@@ -165,9 +166,13 @@ class _Daemon:
                 if publisher is not None:
                     publisher.record(event)
 
+            localhost = None
+            if config.localhost_node_ports:
+                localhost = LocalhostNodePorts(mode, record)
+                undo.push_async_callback(localhost.close)
             sync = await undo.enter_async_context(
                 Sync(
-                    mode,
+                    localhost or mode,
                     node,
                     retry=(FIRST_RETRY, config.sync_retry),
                     on_update=self._metrics.observe,
@@ -227,6 +232,8 @@ class _Daemon:
             await asyncio.to_thread(mode.install)
             health.is_serving = True
             await ports.update(sync.health_checks())
+            if localhost is not None:
+                localhost.listen()
             notify("READY=1")
             log.info(
                 "serving",
@@ -238,7 +245,7 @@ class _Daemon:
                     **sync.counts._asdict(),
                 },
             )
-            undo.push_async_callback(_end, asyncio.create_task(_tell(sync, ports)))
+            undo.push_async_callback(_end, asyncio.create_task(_tell(sync, ports, localhost)))
             await self._attend(sync, mode, health, web)
 
     def _dns_thread(self) -> DnsThread | None:
@@ -333,11 +340,15 @@ async def _trim(mode: NfqueueMode) -> str:
     return ""
 
 
-async def _tell(sync: Sync, ports: ServiceHealth) -> None:
-    """Keep health-check node ports as the sources say; try again those that could not be opened."""
+async def _tell(sync: Sync, ports: ServiceHealth, localhost: LocalhostNodePorts | None) -> None:
+    """Keep health-check node ports, and node ports at loopback addresses, as the sources say; try
+    again those that could not be opened.
+    """
     generation = 0
     while True:
         await ports.update(sync.health_checks())
+        if localhost is not None:
+            localhost.listen()
         await asyncio.sleep(TICK)  # what comes by the way is told at once
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TRIM_ROUNDS * TICK):

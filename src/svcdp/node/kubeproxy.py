@@ -152,6 +152,8 @@ _BY_FLAG = {word.flag: word for word in WORDS if word.flag}
 # Those that count beside a file.
 _BESIDE_FILE = ("hostname-override", "v", "logging-format", "vmodule")
 
+LOOPBACK = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
+
 # Modes whose kube-proxy serves node ports at all addresses unless told otherwise.
 _MODES = {"": True, "iptables": True, "ipvs": True, "nftables": False}
 
@@ -284,11 +286,12 @@ class _Translator:
         put("masquerade_all", bool(self._get("masquerade-all") or self._get(own)), own)
         if period := self._seconds(f"{self._section}.minSyncPeriod"):
             put("min_sync_period", period, f"{self._section}.minSyncPeriod")
-        if self._section == "iptables" and self._get("iptables.localhostNodePorts"):
-            raise ConfigError(
-                "iptables.localhostNodePorts"
-                f" ({self._origin('iptables.localhostNodePorts')}): node ports are not served on"
-                " 127.0.0.1: set it to false, and use the node's address"
+        if self._section == "iptables":
+            wanted = self._get("iptables.localhostNodePorts") is not False
+            put(
+                "localhost_node_ports",
+                wanted and any(map(_holds_loopback, addresses)),
+                "iptables.localhostNodePorts",
             )
         if self._section == "ipvs":
             self._as_ipvs(put)
@@ -371,6 +374,14 @@ class _Translator:
             return _seconds(self._get(key))
         except ValueError as error:
             raise ConfigError(f"{key}: {error} ({self._origin(key)})") from None
+
+
+def _holds_loopback(cidr: str) -> bool:
+    try:
+        network = ipaddress.ip_network(cidr)
+    except ValueError:  # another's to complain of
+        return False
+    return any(address in network for address in LOOPBACK)
 
 
 def _typed(word: Word, text: str) -> Any:

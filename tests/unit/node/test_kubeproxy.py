@@ -137,8 +137,13 @@ FILES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     ({"logging__format": "json", "logging__verbosity": 4}, {"log_format": "json"}),
     ({"logging__verbosity": 4}, {"log_level": "debug"}),
-    ({"iptables__localhostNodePorts": False}, {}),
-    ({**NFT, "iptables__localhostNodePorts": True}, {}),
+    ({"iptables__localhostNodePorts": False}, {"localhost_node_ports": False}),
+    ({"iptables__localhostNodePorts": True}, {"localhost_node_ports": True}),
+    ({}, {"localhost_node_ports": True}),
+    ({"nodePortAddresses": ["192.0.2.0/24"]}, {"localhost_node_ports": False}),
+    ({"nodePortAddresses": ["127.0.0.0/8"]}, {"localhost_node_ports": True}),
+    (IPVS, {"localhost_node_ports": False}),
+    ({**NFT, "iptables__localhostNodePorts": True}, {"localhost_node_ports": False}),
 ]
 
 
@@ -202,7 +207,6 @@ def test_what_changes_nothing_is_noted(tmp_path: Path, word: kubeproxy.Word) -> 
 
 REFUSED_FILES = [
     ({"mode": "kernelspace"}, "mode 'kernelspace' is none of"),
-    ({"iptables__localhostNodePorts": True}, "not served on 127.0.0.1"),
     ({"clusterCidr": "10.0.0.0/8"}, "clusterCidr is no setting"),
     ({"iptables__masquerade": True}, "iptables.masquerade is no setting"),
     ({"iptables": 5}, "iptables: expected keys and values"),
@@ -241,7 +245,6 @@ def test_what_a_file_may_not_say(tmp_path: Path, said: dict[str, Any], message: 
         ("--masquerade-all=maybe", "neither true nor false"),
         ("--healthz-port=all", "is not a number"),
         ("--proxy-mode=userspace", "mode 'userspace' is none of"),
-        ("--iptables-localhost-nodeports", "not served on 127.0.0.1"),
         ("--config=/no/such/file", "cannot read the config file"),
     ],
 )
