@@ -193,6 +193,15 @@ def test_names_follow_their_service() -> None:
     after = ask(names, ZONE, "SOA")
     assert after.answer[0][0].serial == before.answer[0][0].serial + 1
 
+    # Endpoints that have no names change nothing.
+    [dual] = decode_value(service("dual", "10.96.0.20"))
+    names.replace(dual.ref, dual, [])
+    serial = names.serial
+    [slice_] = decode_value(endpoints("10.1.0.1", of="dual"))
+    names.replace(dual.ref, dual, [slice_])
+    assert names.serial == serial
+    names.replace(dual.ref, None, [])
+
     [moved] = decode_value(service("db", "10.96.0.50"))
     names.replace(db, moved, [])
     assert texts(ask(names, f"db.shop.{SVC}", "A")) == ["10.96.0.50"]

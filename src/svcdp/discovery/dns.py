@@ -35,15 +35,16 @@ __all__ = ["RATE", "DnsServer"]
 log = logging.getLogger(__name__)
 
 RATE = 1000.0  #: questions a second and client
-WAITING = 1000  # questions by datagram that wait for upstreams
+# Each that waits has a file open, of which a process may have 1,024.
+WAITING = 400  # questions by datagram that wait for upstreams
 CLIENT_WAITING = 100  # of one client
-STREAMS = 256  # TCP connections
+STREAMS = 200  # TCP connections
 CLIENT_STREAMS = 32  # of one client
 IDLE_TIME = 10.0  # seconds without a question by TCP (RFC 7766, 6.2.3)
 MESSAGE_TIME = 5.0  # seconds for a message to come or to be taken
 BATCH = 32  # datagrams taken before others have their turn
 BUFFER = 1 << 20  # bytes of datagrams that the kernel keeps for us
-READY = 4096  # responses of ours that are kept as they went out
+READY = 16384  # responses of ours that are kept as they went out, of some 500 bytes each
 SHORTEST = 16  # bytes of the shortest record of an address, its name compressed
 UDP_MIN = 512  # bytes that every client takes (RFC 1035, 4.2.1)
 TCP_MAX = 0xFFFF
@@ -217,7 +218,7 @@ class DnsServer:
         """The response to the same question, byte by byte but for its number, if it still holds:
         Pods ask for the same again and again.
         """
-        if self._ready_serial != self.resolver.names.serial or len(self._ready) >= READY:
+        if self._ready_serial != self.resolver.names.serial:
             self._ready.clear()
             self._ready_serial = self.resolver.names.serial
         found = self._ready.get((wire[2:], protocol, self._may_recurse(client)))
@@ -258,6 +259,8 @@ class DnsServer:
             is_short = len(wire) <= UDP_MIN and max(map(len, found.answer), default=0) <= 1
             if found.is_own and is_short and not self._log_queries:
                 self._ready[wire[2:], protocol, can_recurse] = found.rcode, response[2:]
+                if len(self._ready) > READY:
+                    del self._ready[next(iter(self._ready))]
             return response
         if protocol == "udp" and (
             len(self._waiting) >= WAITING or self._waiting_of[client] >= CLIENT_WAITING

@@ -84,11 +84,12 @@ class Names:
         self.zone = _zone(zone)
         self._apex = key_of(self.zone)
         self._server = Name((b"ns", b"dns", *self.zone.labels))
-        #: Another one after each change.
+        #: Another one after each change of names.
         self.serial = 1
         # By name and by whose they are: several Services may have endpoints of one address.
         self._records: dict[Key, dict[ServiceRef, list[Rdata]]] = {}
         self._held: dict[ServiceRef, list[Key]] = {}
+        self._services: dict[ServiceRef, Service] = {}
         self._below: Counter[Key] = Counter()  # names with records below a name of the zone
         self._put(_NOBODY, self._own_records(addresses))
 
@@ -96,6 +97,12 @@ class Names:
         self, ref: ServiceRef, service: Service | None, slices: Sequence[EndpointSlice]
     ) -> None:
         """Let the names of a Service be these: ``slices`` are those that name it."""
+        if service is None:
+            self._services.pop(ref, None)
+        elif self._services.get(ref) == service and service.spec.cluster_ip != "None":
+            return  # its endpoints have no names
+        else:
+            self._services[ref] = service
         self.serial = (self.serial + 1) & 0xFFFFFFFF
         self._drop(ref)
         if service is not None and _LABEL.fullmatch(ref.name) and _LABEL.fullmatch(ref.namespace):
