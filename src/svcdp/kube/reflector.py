@@ -244,6 +244,8 @@ class Reflector(Generic[Record]):
 
     def _event(self, event: _Event) -> None:
         if event.type == "ERROR":
+            # Of whatever kind: the same watch would come to the same (client-go lists, too).
+            self._version = ""
             status = self._decode(event.object, _Status)
             raise ApiError(f"{self._client.url}: {status.message}", status=status.code)
         metadata = self._decode(event.object, _Head).metadata

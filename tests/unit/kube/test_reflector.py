@@ -145,6 +145,13 @@ def test_after_410_a_list_replaces_everything() -> None:
         assert not any(change.replace for batch in batches for change in batch)
 
 
+def test_after_an_error_within_a_watch_it_lists_again() -> None:
+    server = FakeServer()
+    server.lists = [listed(7, service("a")), listed(50, service("b", 40))]
+    server.watches = [[event("ERROR", {"code": 500, "message": "cannot convert an object"})]]
+    follow(server, lambda held, source: set(held) == {"b"} and not source.errors)
+
+
 def test_pages_are_of_one_version_and_come_at_once() -> None:
     server = FakeServer()
     server.lists = [
