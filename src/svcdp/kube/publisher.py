@@ -113,6 +113,8 @@ class EventPublisher:
                     pause = min(pause * 2, longest)
                 else:
                     self._refused(error)
+            except Exception:  # a bug; the others must go on
+                log.exception("an event is lost")
 
     def _refused(self, error: ApiError) -> None:
         """Said once: the events themselves are in the log too."""
@@ -130,11 +132,11 @@ class EventPublisher:
         body = self._body(event)
         path = f"/apis/events.k8s.io/v1/namespaces/{body['metadata']['namespace']}/events"
         await self._client.post(path, msgspec.json.encode(body))
-        known = self._known[event] = _Published(f"{path}/{body['metadata']['name']}")
+        self._known[event] = _Published(f"{path}/{body['metadata']['name']}")
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
-        if count > 1:
-            await self._add(known, count - 1)
+        if count > 1:  # the rest is a request of its own, which may fail by itself
+            self._waiting[event] = self._waiting.get(event, 0) + count - 1
 
     async def _add(self, known: _Published, count: int) -> bool:
         """It came again. False: the server has forgotten it, as it does after an hour."""

@@ -24,9 +24,9 @@ EVENT = Event(WEB, "InvalidAnnotation", "no such scheduler")
 
 
 class FakeServer:
-    """Takes events; errors in ``answers`` are raised first, one a request."""
+    """Takes events; errors in ``answers`` are raised first, one a request. None: it is taken."""
 
-    def __init__(self, *answers: ApiError) -> None:
+    def __init__(self, *answers: Exception | None) -> None:
         self.answers = list(answers)
         self.asked = 0
         self.events: dict[str, Any] = {}
@@ -46,8 +46,8 @@ class FakeServer:
 
     def _answer(self) -> None:
         self.asked += 1
-        if self.answers:
-            raise self.answers.pop(0)
+        if self.answers and (error := self.answers.pop(0)):
+            raise error
 
     def counts(self) -> list[int]:
         return [each.get("series", {"count": 1})["count"] for each in self.events.values()]
@@ -103,6 +103,26 @@ def test_what_comes_again_is_counted() -> None:
         # After an hour the server has forgotten it.
         (lambda p: [server.events.clear(), p.record(EVENT)], lambda: server.counts() == [1]),
     )
+
+
+def test_what_is_tried_again_is_counted_once() -> None:
+    server = FakeServer(None, ApiError("busy", status=503))
+    publish(
+        server,
+        (lambda p: [p.record(EVENT) for _ in range(3)], lambda: server.counts() == [3]),
+        (lambda p: p.record(EVENT), lambda: server.counts() == [4]),
+    )
+
+
+def test_a_bug_costs_one_event(caplog: pytest.LogCaptureFixture) -> None:
+    server = FakeServer(KeyError("bug"))
+    other = Event(WEB, "InvalidService", "no such type")
+    publish(
+        server,
+        (lambda p: [p.record(EVENT), p.record(other)], lambda: bool(server.events)),
+    )
+    assert [each["reason"] for each in server.events.values()] == ["InvalidService"]
+    assert "an event is lost" in caplog.text
 
 
 def test_notes_and_names_are_as_long_as_the_api_allows() -> None:
