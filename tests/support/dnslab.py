@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import dns.asyncquery
@@ -17,6 +17,7 @@ from svcdp.discovery.dns import DnsServer
 from svcdp.discovery.names import Names
 from svcdp.discovery.resolver import Resolver
 from svcdp.discovery.upstream import Forwarder, Upstream
+from svcdp.errors import PlatformError
 from svcdp.kube.decode import decode_value
 from svcdp.kube.state import Change, State
 
@@ -54,11 +55,17 @@ async def serving(
     forwarder = Forwarder(upstreams, time=time, try_time=try_time)
     server = DnsServer(Resolver(names, forwarder), **more)
     try:
-        port = await server.open("127.0.0.1", 0)
-        await server.open("::1", port)
-        yield server, port
+        yield server, await listen(server)
     finally:
         await server.close()
+
+
+async def listen(server: DnsServer) -> int:
+    """A port of both families and protocols: what is free for one, others may have."""
+    while True:
+        with suppress(PlatformError):
+            port = await server.open("127.0.0.1", 0)
+            return await server.open("::1", port)
 
 
 async def ask(
@@ -102,12 +109,17 @@ class FakeUpstream(asyncio.DatagramProtocol):
 
     async def __aenter__(self) -> Upstream:
         loop = asyncio.get_running_loop()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        self._transport, _ = await loop.create_datagram_endpoint(
-            lambda: self, local_addr=("127.0.0.1", port)
-        )
-        return Upstream("127.0.0.1", port)
+        while True:
+            self._transport, _ = await loop.create_datagram_endpoint(
+                lambda: self, local_addr=("127.0.0.1", 0)
+            )
+            where = self._transport.get_extra_info("sockname")
+            try:
+                self._server = await asyncio.start_server(self._serve, *where)
+            except OSError:  # somebody else has that port
+                self._transport.close()
+            else:
+                return Upstream(*where)
 
     async def __aexit__(self, *_: object) -> None:
         self._transport.close()

@@ -37,7 +37,7 @@ class Cache:
         self._size = 0
         # Answer, bytes, and when it was put in and is too old.
         self._held: OrderedDict[Question, tuple[Answer, int, float, float]] = OrderedDict()
-        self.hits = self.misses = 0
+        self.hits = 0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -50,7 +50,6 @@ class Cache:
             self._drop(question)
             found = None
         if found is None:
-            self.misses += 1
             return None
         self.hits += 1
         self._held.move_to_end(question)

@@ -36,7 +36,7 @@ class Resolver:
     def __init__(self, names: Names, forwarder: Forwarder, cache: Cache | None = None) -> None:
         self.names = names
         self.forwarder = forwarder
-        self.cache = cache or Cache()
+        self.cache = Cache() if cache is None else cache
         self._asking: dict[Question, asyncio.Task[Answer]] = {}
         self._probes: dict[Key, Upstream] = {}
 

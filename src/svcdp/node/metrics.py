@@ -256,9 +256,6 @@ class _Dns(Collector):
         yield CounterMetricFamily(
             "svcdp_dns_cache_hits", "Answers of upstreams reused.", cache.hits
         )
-        yield CounterMetricFamily(
-            "svcdp_dns_cache_misses", "Questions that upstreams had to be asked.", cache.misses
-        )
         yield GaugeMetricFamily("svcdp_dns_cache_entries", "Answers held.", len(cache))
 
 
