@@ -21,6 +21,7 @@ _SUMMARIES = {
     "trace": "Say where a packet would go, and why.",
     "replay": "Send the packets of a capture file through the dataplane.",
     "validate": "Find all mistakes in a folder of manifests.",
+    "env": "Print the environment variables that tell a container of Services.",
     "dns": "Answer DNS questions for the names of Services.",
     "decap": "Be the real server of a tunnel: take packets out of it.",
     "rules": "Show, apply or remove the capture rules.",

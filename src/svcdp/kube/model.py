@@ -296,6 +296,7 @@ class PodSpec(_Record, frozen=True):
     node_name: str | None = None
     hostname: Annotated[str, _LABEL_OR_EMPTY] | None = None
     subdomain: str | None = None
+    enable_service_links: bool | None = None
 
 
 class PodCondition(_Record, frozen=True):
@@ -348,6 +349,11 @@ class Pod(_Record, frozen=True):
         conditions = (self.status and self.status.conditions) or ()
         ready = [each.status for each in conditions if each.type == "Ready"]
         return not ready or ready[0] == "True"
+
+    @property
+    def wants_service_links(self) -> bool:
+        """Whether its containers are told of Services by environment variables."""
+        return self.spec is None or self.spec.enable_service_links is not False
 
     @property
     def containers(self) -> tuple[Container, ...]:

@@ -6,13 +6,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from svcdp.discovery import env
+
 if TYPE_CHECKING:
     from svcdp.dataplane import Dataplane
     from svcdp.io.nfqueue import QueueWorkers
     from svcdp.kube.model import Service
     from svcdp.sync import Sync
 
-__all__ = ["connections", "endpoints", "queues", "services", "status", "virtual_services"]
+__all__ = [
+    "connections",
+    "endpoints",
+    "environment",
+    "queues",
+    "services",
+    "status",
+    "virtual_services",
+]
 
 Request = Mapping[str, Any]
 Item = dict[str, Any]
@@ -46,6 +56,13 @@ def services(sync: Sync, request: Request) -> Iterator[Item]:
             "endpoints": status.endpoints,
             "endpointsReady": status.endpoints_ready,
         }
+
+
+def environment(sync: Sync, request: Request) -> Iterator[Item]:
+    """The environment variables of a container that starts now in a namespace."""
+    services = (status.service for status in sync.services())
+    found = env.environment(services, str(request.get("namespace")))
+    return ({"name": name, "value": value} for name, value in found.items())
 
 
 def _external_ips(service: Service) -> list[str]:
