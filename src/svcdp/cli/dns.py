@@ -38,7 +38,12 @@ LISTEN = ("127.0.0.1:1053", "[::1]:1053")
     multiple=True,
     help="Resolver to ask for all other names; again for more. [default: /etc/resolv.conf's]",
 )
-@config_options(("kubeconfig", "dns_recursion", "dns_rate", "dns_log", "log_level", "log_format"))
+@config_options(
+    (
+        *("kubeconfig", "min_sync_period", "dns_recursion", "dns_rate", "dns_log"),
+        *("log_level", "log_format"),
+    )
+)
 def command(listen: tuple[str, ...], config_file: str | None, **flags: Any) -> None:
     """Answer DNS questions for the names of Services until stopped, and do nothing else.
 
