@@ -20,6 +20,7 @@ from svcdp.errors import ConfigError
 __all__ = ["PluginAuth"]
 
 VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
+REAP_TIME = 1.0  # seconds until a plugin that was killed is gone
 
 
 class _Status(msgspec.Struct):
@@ -80,6 +81,9 @@ async def _ask(plugin: UserExec) -> str:
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
+            with suppress(TimeoutError):  # what it has started may hold its pipes
+                async with asyncio.timeout(REAP_TIME):
+                    await process.communicate()
     if process.returncode:
         text = said.decode(errors="replace").strip()
         raise ConfigError(f"{plugin.command} ended with {process.returncode}: {text}")
