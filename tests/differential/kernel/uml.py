@@ -65,6 +65,13 @@ class UserModeLinux:
             )
         os.close(to_guest)
         os.close(from_guest)
+        # All of the guest's processes on this host are in the session that began with it. They die
+        # when this pipe closes: by `stop`, or because whoever runs the tests was killed.
+        self._end = subprocess.Popen(
+            ["sh", "-c", f"read -r end; kill -s KILL -- -{self._process.pid}"],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         try:
             self._hear("ready", BOOT_SECONDS)
         except BaseException:
@@ -102,8 +109,7 @@ class UserModeLinux:
                 heard += part
 
     def stop(self) -> None:
-        # All of the guest's processes on this host are in the session that began with it.
-        os.killpg(self._process.pid, 9)
+        self._end.communicate()
         self._process.wait()
         os.close(self._send)
         os.close(self._receive)
