@@ -55,6 +55,18 @@ def _ports(item: Item) -> str:
     )
 
 
+def _external(item: Item) -> str:
+    """As kubectl has it (printers.go, getServiceExternalIP)."""
+    if item["type"] == "ExternalName":
+        return str(item["externalName"])
+    found = ",".join([*sorted(item["loadBalancerIPs"]), *item["externalIPs"]])
+    return found or ("<pending>" if item["type"] == "LoadBalancer" else "<none>")
+
+
+def _selector(item: Item) -> str:
+    return ",".join(f"{k}={v}" for k, v in sorted(item["selector"].items())) or "<none>"
+
+
 def _place(address: str, port: str) -> Callable[[Item], str]:
     return lambda item: endpoint(item[address], item[port])
 
@@ -75,10 +87,11 @@ KINDS = (
             NAMESPACE,
             Column("NAME", lambda item: item["name"]),
             Column("TYPE", lambda item: item["type"]),
-            Column("CLUSTER-IP", lambda item: ",".join(item["clusterIPs"]) or "<none>"),
-            Column("EXTERNAL-IP", lambda item: ",".join(item["externalIPs"]) or "<none>"),
+            Column("CLUSTER-IP", lambda item: next(iter(item["clusterIPs"]), "<none>")),
+            Column("EXTERNAL-IP", _external),
             Column("PORT(S)", lambda item: _ports(item) or "<none>"),
             Column("AGE", _age, volatile=True),
+            Column("SELECTOR", _selector, wide=True),
             Column("ENDPOINTS", lambda i: f"{i['endpointsReady']}/{i['endpoints']}", wide=True),
             Column("SCHEDULER", lambda i: ",".join(i["schedulers"]) or "<none>", wide=True),
         ),

@@ -40,7 +40,10 @@ def services(sync: Sync, request: Request) -> Iterator[Item]:
             "name": service.ref.name,
             "type": spec.type or "ClusterIP",
             "clusterIPs": list(spec.cluster_ips or filter(None, [spec.cluster_ip])),
-            "externalIPs": _external_ips(service),
+            "externalIPs": list(spec.external_ips or ()),
+            "loadBalancerIPs": _load_balancer_ips(service),
+            "externalName": spec.external_name or "",
+            "selector": spec.selector or {},
             "ports": [
                 {
                     "name": port.name or "",
@@ -65,10 +68,9 @@ def environment(sync: Sync, request: Request) -> Iterator[Item]:
     return ({"name": name, "value": value} for name, value in found.items())
 
 
-def _external_ips(service: Service) -> list[str]:
+def _load_balancer_ips(service: Service) -> list[str]:
     status = service.status and service.status.load_balancer
-    ingress = [each.ip for each in (status and status.ingress) or () if each.ip]
-    return [*(service.spec.external_ips or ()), *ingress]
+    return [each.ip for each in (status and status.ingress) or () if each.ip]
 
 
 def virtual_services(dataplane: Dataplane, request: Request) -> Iterator[Item]:
@@ -81,6 +83,9 @@ def virtual_services(dataplane: Dataplane, request: Request) -> Iterator[Item]:
             "type": "IPVS",
             "clusterIPs": [] if spec.protocol == "fwmark" else [spec.address],
             "externalIPs": [],
+            "loadBalancerIPs": [],
+            "externalName": "",
+            "selector": {},
             "ports": [
                 {
                     "name": "",

@@ -26,6 +26,9 @@ WEB = {
         {"name": "dns", "port": 53, "lastPort": None, "nodePort": None, "protocol": "UDP"},
     ],
     "externalIPs": [],
+    "loadBalancerIPs": [],
+    "externalName": "",
+    "selector": {"tier": "front", "app": "web"},
     "creationTimestamp": None,
     "schedulers": ["wrr"],
     "endpoints": 3,
@@ -127,19 +130,43 @@ def output(capsys: pytest.CaptureFixture[str], daemon: str, *arguments: str) -> 
 
 def test_services(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
     header, web = output(capsys, daemon, "services").splitlines()
-    assert header == (
-        "NAME   TYPE       CLUSTER-IP                 EXTERNAL-IP   PORT(S)               AGE"
-    )
-    assert web == (
-        "web    NodePort   10.96.0.10,fd00:10:96::a   <none>        80:30080/TCP,53/UDP   <unknown>"
-    )
+    assert header == "NAME   TYPE       CLUSTER-IP   EXTERNAL-IP   PORT(S)               AGE"
+    assert web == "web    NodePort   10.96.0.10   <none>        80:30080/TCP,53/UDP   <unknown>"
+
+
+@pytest.mark.parametrize(
+    ("kind", "external", "balancer", "shown"),
+    [
+        ("ClusterIP", [], [], "<none>"),
+        ("ClusterIP", ["192.0.2.9", "192.0.2.8"], [], "192.0.2.9,192.0.2.8"),
+        ("LoadBalancer", [], [], "<pending>"),
+        ("LoadBalancer", [], ["2001:db8::1", "192.0.2.1"], "192.0.2.1,2001:db8::1"),
+        ("LoadBalancer", ["192.0.2.9"], ["192.0.2.1"], "192.0.2.1,192.0.2.9"),
+        ("ExternalName", [], [], "remote.example"),
+    ],
+)
+def test_external_addresses(
+    capsys: pytest.CaptureFixture[str],
+    daemon: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    external: list[str],
+    balancer: list[str],
+    shown: str,
+) -> None:
+    fields = {"type": kind, "externalIPs": external, "loadBalancerIPs": balancer}
+    item = {**WEB, **fields, "clusterIPs": ["None"], "externalName": "remote.example"}
+    monkeypatch.setitem(ANSWERS, "services", [item])
+    cells = output(capsys, daemon, "svc").splitlines()[1].split()
+    assert cells[1:4] == [kind, "None", shown]
 
 
 def test_all_namespaces_wide(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
     lines = output(capsys, daemon, "svc", "-A", "-o", "wide").splitlines()
     assert " ".join(lines[0].split()) == (
-        "NAMESPACE NAME TYPE CLUSTER-IP EXTERNAL-IP PORT(S) AGE ENDPOINTS SCHEDULER"
+        "NAMESPACE NAME TYPE CLUSTER-IP EXTERNAL-IP PORT(S) AGE SELECTOR ENDPOINTS SCHEDULER"
     )
+    assert lines[1].split()[-3:] == ["app=web,tier=front", "2/3", "wrr"]
     assert lines[2].startswith("shop        cart   ClusterIP   <none>  ")
     assert lines[2].split()[-2:] == ["2/3", "<none>"]
 
