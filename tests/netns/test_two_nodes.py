@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from traffic import PORTS, Target, ask, endpoint_slice, write_objects
+from traffic import PORTS, ask, endpoint_slice, meets, write_objects
 
 from svcdp.cli._demo.daemon import RunningDaemon, running_daemon
 from svcdp.lab import Lab, Namespace, Server, wait_until
@@ -17,7 +17,6 @@ from svcdp.lab import Lab, Namespace, Server, wait_until
 pytestmark = pytest.mark.netns
 
 TIMEOUT = 10.0  # seconds
-SILENCE = 1.5  # seconds in which a refusal would have come
 PORT, NODE_PORT, HEALTH_PORT = 80, 30080, 30081
 CLUSTER_IPS = ("10.96.0.20", "fd00:10:96::14")
 #: Prefix lengths of one host.
@@ -157,18 +156,6 @@ def health(cluster: Cluster, target: str) -> int:
         connection.close()
 
 
-def is_silent(source: Namespace, target: Target) -> bool:
-    """Whether a SYN gets no answer of any kind."""
-    connection = http.client.HTTPConnection(*target, timeout=SILENCE)
-    try:
-        source.call(connection.connect)
-    except TimeoutError:
-        return True
-    finally:
-        connection.close()
-    return False
-
-
 def test_external_traffic_stays_local(cluster: Cluster, tmp_path: Path) -> None:
     """The node with a Pod serves the client, whom the Pod sees as who it is. The other one is
     silent, and its health check fails; its own Pods and itself reach the Pod of the first.
@@ -179,7 +166,7 @@ def test_external_traffic_stays_local(cluster: Cluster, tmp_path: Path) -> None:
             answer = ask(cluster.client, (one.outer[family], NODE_PORT))
             assert answer["server"] == "p1"
             assert answer["client"][0] == one.client[family]
-            assert is_silent(cluster.client, (two.outer[family], NODE_PORT))
+            assert meets(cluster.client, (two.outer[family], NODE_PORT)) == "silence"
             assert health(cluster, one.outer[family]) == 200
             assert health(cluster, two.outer[family]) == 503
             for source in (two.pod.namespace, two.namespace):
@@ -204,7 +191,7 @@ def test_external_traffic_stays_local(cluster: Cluster, tmp_path: Path) -> None:
         write(tmp_path / "manifests", [two])
         wait_until(lambda: health(cluster, one.outer[0]) == 503, TIMEOUT, "no Pod on node-1")
         for family in range(2):
-            assert is_silent(cluster.client, (one.outer[family], NODE_PORT))
+            assert meets(cluster.client, (one.outer[family], NODE_PORT)) == "silence"
             assert ask(cluster.client, (two.outer[family], NODE_PORT))["server"] == "p2"
 
 

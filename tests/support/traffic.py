@@ -9,7 +9,9 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +26,7 @@ UDP_PORT = 53
 #: Of the servers: HTTP, where a firewall lets clients connect directly too, and UDP.
 PORTS = (9000, 5353)
 TIMEOUT = 10.0  # seconds; a lost SYN is sent again within
+SILENCE = 1.5  # seconds in which a refusal would have come
 PHASE_TIMEOUT = 60.0  # seconds
 
 Target = tuple[str, int]
@@ -109,8 +112,8 @@ def targets(topology: Topology) -> list[Target]:
 class Kept:
     """One HTTP connection from a namespace, never opened again."""
 
-    def __init__(self, source: Namespace, target: Target) -> None:
-        self._connection = http.client.HTTPConnection(*target, timeout=TIMEOUT)
+    def __init__(self, source: Namespace, target: Target, timeout: float = TIMEOUT) -> None:
+        self._connection = http.client.HTTPConnection(*target, timeout=timeout)
         self._connection.auto_open = 0
         source.call(self._connection.connect)
 
@@ -133,6 +136,24 @@ def ask(source: Namespace, target: Target) -> dict[str, Any]:
     """One request over a connection of its own."""
     with Kept(source, target) as connection:
         return connection.ask()
+
+
+def meets(source: Namespace, target: Target) -> str:
+    """What a client meets: the name of who serves it, or "refused" or "silence"."""
+    try:
+        with Kept(source, target, SILENCE) as connection:
+            return str(connection.ask()["server"])
+    except ConnectionRefusedError:
+        return "refused"
+    except TimeoutError:
+        return "silence"
+
+
+def all_meet(sources: Iterable[Namespace], targets: Iterable[Target]) -> set[str]:
+    """What these meet there, all at once: silence is waited for once."""
+    pairs = list(product(sources, targets))
+    with ThreadPoolExecutor(len(pairs)) as pool:
+        return set(pool.map(lambda pair: meets(*pair), pairs))
 
 
 def ask_udp(source: Namespace, target: Target, payload: bytes = b"hello") -> bytes:
