@@ -17,6 +17,7 @@ _SUMMARIES = {
     "kube-proxy": "Serve this node, told by kube-proxy's flags and file.",
     "check": "Say what this host can do, and the effective configuration.",
     "get": "List what a running daemon serves.",
+    "describe": "Say all that is known of a Service.",
     "top": "Show what each Service does now.",
     "ipvs": "List services as ipvsadm does; take its rules over.",
     "trace": "Say where a packet would go, and why.",

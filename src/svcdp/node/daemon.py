@@ -320,6 +320,7 @@ class _Daemon:
                 else views.services(sync, request)
             ),
             "endpoints": lambda request: views.endpoints(self._dataplane, request),
+            "description": lambda request: views.description(sync, self._dataplane, request),
             "environment": lambda request: views.environment(sync, request),
             "connections": lambda request: views.connections(self._dataplane, request),
             "queues": lambda request: views.queues(self._workers),

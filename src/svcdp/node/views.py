@@ -7,15 +7,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from svcdp.discovery import env
+from svcdp.errors import ManifestError
 
 if TYPE_CHECKING:
     from svcdp.dataplane import Dataplane
     from svcdp.io.nfqueue import QueueWorkers
     from svcdp.kube.model import Service
-    from svcdp.sync import Sync
+    from svcdp.sync import ServiceStatus, Sync
 
 __all__ = [
     "connections",
+    "description",
     "endpoints",
     "environment",
     "queues",
@@ -31,33 +33,75 @@ Item = dict[str, Any]
 def services(sync: Sync, request: Request) -> Iterator[Item]:
     """Services as Kubernetes has them, of one namespace or of all."""
     for status in sync.services():
+        if request.get("namespace") in (None, status.service.ref.namespace):
+            yield _service(status)
+
+
+def _service(status: ServiceStatus) -> Item:
+    service = status.service
+    spec = service.spec
+    return {
+        "namespace": service.ref.namespace,
+        "name": service.ref.name,
+        "type": spec.type or "ClusterIP",
+        "clusterIPs": list(spec.cluster_ips or filter(None, [spec.cluster_ip])),
+        "externalIPs": list(spec.external_ips or ()),
+        "loadBalancerIPs": _load_balancer_ips(service),
+        "externalName": spec.external_name or "",
+        "selector": spec.selector or {},
+        "ports": [
+            {
+                "name": port.name or "",
+                "port": port.port,
+                "lastPort": None,
+                "nodePort": port.node_port or None,
+                "protocol": port.protocol or "TCP",
+            }
+            for port in spec.ports or ()
+        ],
+        "creationTimestamp": service.metadata.creation_timestamp,
+        "schedulers": sorted({held.scheduler for held in status.specs}),
+        "endpoints": status.endpoints,
+        "endpointsReady": status.endpoints_ready,
+    }
+
+
+def description(sync: Sync, dataplane: Dataplane, request: Request) -> Iterator[Item]:
+    """All that is known of the Service of a ``namespace`` and ``name``; nothing if it is none."""
+    for status in sync.services():
         service = status.service
-        if request.get("namespace") not in (None, service.ref.namespace):
+        ref, spec = service.ref, service.spec
+        if (request.get("namespace"), request.get("name")) != tuple(ref):
             continue
-        spec = service.spec
-        yield {
-            "namespace": service.ref.namespace,
-            "name": service.ref.name,
-            "type": spec.type or "ClusterIP",
-            "clusterIPs": list(spec.cluster_ips or filter(None, [spec.cluster_ip])),
-            "externalIPs": list(spec.external_ips or ()),
-            "loadBalancerIPs": _load_balancer_ips(service),
-            "externalName": spec.external_name or "",
-            "selector": spec.selector or {},
-            "ports": [
-                {
-                    "name": port.name or "",
-                    "port": port.port,
-                    "lastPort": None,
-                    "nodePort": port.node_port or None,
-                    "protocol": port.protocol or "TCP",
-                }
-                for port in spec.ports or ()
+        item = _service(status)
+        ready: dict[tuple[str, str], list[str]] = {}
+        for each in sync.endpoints(ref.namespace):
+            if each.service == ref.name and each.ready:
+                key = (each.port_name, each.protocol.upper())
+                ready.setdefault(key, []).append(_place(each.address, each.port))
+        for port, shown in zip(spec.ports or (), item["ports"], strict=True):
+            shown["targetPort"] = port.target_port or port.port
+            shown["endpoints"] = ready.get((shown["name"], shown["protocol"]), [])
+        yield item | {
+            "labels": service.metadata.labels or {},
+            "annotations": service.metadata.annotations or {},
+            "ipFamilyPolicy": spec.ip_family_policy,
+            "ipFamilies": list(spec.ip_families or ()),
+            "sessionAffinity": spec.session_affinity or "None",
+            "externalTrafficPolicy": spec.external_traffic_policy,
+            "internalTrafficPolicy": spec.internal_traffic_policy,
+            "healthCheckNodePort": spec.health_check_node_port or None,
+            "loadBalancerSourceRanges": list(spec.load_balancer_source_ranges or ()),
+            "problems": [
+                str(problem)
+                for problem in sync.problems
+                if isinstance(problem, ManifestError) and problem.object == str(service.key)
             ],
-            "creationTimestamp": service.metadata.creation_timestamp,
-            "schedulers": sorted({held.scheduler for held in status.specs}),
-            "endpoints": status.endpoints,
-            "endpointsReady": status.endpoints_ready,
+            "destinations": [
+                each
+                for each in endpoints(dataplane, {"namespace": ref.namespace})
+                if each["service"].partition(":")[0] == ref.name
+            ],
         }
 
 
@@ -66,6 +110,10 @@ def environment(sync: Sync, request: Request) -> Iterator[Item]:
     services = (status.service for status in sync.services())
     found = env.environment(services, str(request.get("namespace")))
     return ({"name": name, "value": value} for name, value in found.items())
+
+
+def _place(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _load_balancer_ips(service: Service) -> list[str]:
@@ -117,6 +165,7 @@ def endpoints(dataplane: Dataplane, request: Request) -> Iterator[Item]:
                 "namespace": namespace,
                 "service": name or str(spec),
                 "protocol": spec.protocol,
+                "scheduler": spec.scheduler,
                 "virtual": spec.address,
                 "virtualPort": spec.port,
                 "address": destination.address,

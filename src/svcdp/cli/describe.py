@@ -1,0 +1,140 @@
+"""``svcdp describe service NAME``"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from svcdp.cli.options import config_options, output_option
+from svcdp.cli.printers import Item, age, document, endpoint, table
+from svcdp.errors import NotFoundError
+from svcdp.node.client import AdminClient
+from svcdp.node.config import load
+
+__all__ = ["command"]
+
+ENDPOINTS_SHOWN = 3  # of a port, as kubectl does
+WIDTH = 26  # of the left column
+NONE = "<none>"
+
+
+@click.command("describe")
+@click.argument("kind", metavar="service", type=click.Choice(("service", "svc", "services")))
+@click.argument("name")
+@click.option("-n", "--namespace", metavar="NS", default="default", help="[default: default]")
+@output_option("json", "yaml")
+@config_options(("run_dir", "admin_socket"))
+def command(
+    kind: str,
+    name: str,
+    namespace: str,
+    output: str | None,
+    config_file: str | None,
+    **flags: Any,
+) -> None:
+    """Say all that a running daemon knows of a Service, as kubectl would.
+
+    Below, each endpoint at each of the Service's addresses: what it gets, and when it last left a
+    client without an answer.
+    """
+    with AdminClient(load(config_file, flags=flags).config.admin_path) as client:
+        found = list(client.get("description", namespace=namespace, name=name))
+    if not found:
+        raise NotFoundError(f"Service {namespace}/{name}: the daemon knows none")
+    (item,) = found
+    if output:
+        click.echo(document(item, output))
+        return
+    for label, value in _lines(item):
+        click.echo(f"{label + ':' if label else '':{WIDTH}}{value}".rstrip())
+    if item["destinations"]:
+        click.echo()
+        click.echo(_destinations(item))
+
+
+def _lines(item: Item) -> Iterator[tuple[str, str]]:
+    """In kubectl's order (describe.go, describeService)."""
+    yield "Name", item["name"]
+    yield "Namespace", item["namespace"]
+    yield from _pairs("Labels", item["labels"], "=")
+    yield from _pairs("Annotations", item["annotations"], ": ")
+    yield "Selector", ",".join(f"{k}={v}" for k, v in sorted(item["selector"].items())) or NONE
+    yield "Type", item["type"]
+    if item["ipFamilyPolicy"]:
+        yield "IP Family Policy", item["ipFamilyPolicy"]
+    yield "IP Families", ",".join(item["ipFamilies"]) or NONE
+    yield "IP", next(iter(item["clusterIPs"]), NONE)
+    yield "IPs", ",".join(item["clusterIPs"]) or NONE
+    for label, key in (
+        ("External IPs", "externalIPs"),
+        ("LoadBalancer Ingress", "loadBalancerIPs"),
+    ):
+        if item[key]:
+            yield label, ", ".join(item[key])
+    if item["externalName"]:
+        yield "External Name", item["externalName"]
+    for port in item["ports"]:
+        name = port["name"] or "<unset>"
+        yield "Port", f"{name}  {port['port']}/{port['protocol']}"
+        yield "TargetPort", f"{port['targetPort']}/{port['protocol']}"
+        if port["nodePort"]:
+            yield "NodePort", f"{name}  {port['nodePort']}/{port['protocol']}"
+        yield "Endpoints", _some(port["endpoints"])
+    yield "Session Affinity", item["sessionAffinity"]
+    for label, key in (
+        ("External Traffic Policy", "externalTrafficPolicy"),
+        ("Internal Traffic Policy", "internalTrafficPolicy"),
+        ("HealthCheck NodePort", "healthCheckNodePort"),
+    ):
+        if item[key]:
+            yield label, str(item[key])
+    if item["loadBalancerSourceRanges"]:
+        yield "LoadBalancer Source Ranges", ",".join(item["loadBalancerSourceRanges"])
+    yield "Scheduler", ",".join(item["schedulers"]) or NONE
+    problems = item["problems"] or [NONE]
+    yield "Problems", problems[0]
+    yield from (("", problem) for problem in problems[1:])
+
+
+def _pairs(label: str, found: Mapping[str, str], between: str) -> Iterator[tuple[str, str]]:
+    """A line each; texts of several lines in one."""
+    lines = [f"{key}{between}{' '.join(value.split())}" for key, value in sorted(found.items())]
+    yield label, next(iter(lines), NONE)
+    yield from (("", line) for line in lines[1:])
+
+
+def _some(endpoints: list[str]) -> str:
+    more = len(endpoints) - ENDPOINTS_SHOWN
+    shown = ",".join(endpoints[:ENDPOINTS_SHOWN]) or NONE
+    return f"{shown} + {more} more..." if more > 0 else shown
+
+
+def _destinations(item: Item) -> str:
+    headers = ["VIRTUAL", "PROTO", "ENDPOINT", "METHOD", "WEIGHT", "ACTIVE", "INACTIVE"]
+    headers += ["CONNECTIONS", "PACKETS", "FAILURES", "LAST-FAILURE"]
+    rows: list[list[object]] = [
+        [
+            endpoint(each["virtual"], each["virtualPort"]),
+            each["protocol"],
+            endpoint(each["address"], each["port"]),
+            each["method"],
+            each["weight"],
+            each["active"],
+            each["inactive"],
+            each["connections"],
+            each["packetsIn"] + each["packetsOut"],
+            each["failures"],
+            _failure(each),
+        ]
+        for each in item["destinations"]
+    ]
+    return table(headers, rows)
+
+
+def _failure(destination: Item) -> str:
+    if destination["lastFailure"] is None:
+        return NONE
+    since = f"{age(destination['lastFailure'])} ago"
+    return f"{since} (ejected)" if destination["ejected"] else since
