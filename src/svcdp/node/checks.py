@@ -42,6 +42,7 @@ def run_checks(config: NodeConfig) -> Iterator[Check]:
         yield from _ports(config)
     yield from _rules(config)
     yield from _forwarding()
+    yield from _bridges()
     yield _addresses(config)
 
 
@@ -113,6 +114,27 @@ def _forwarding() -> Iterator[Check]:
             continue  # a kernel without IPv6
         fix = "" if on else f"sysctl -w {name}=1"
         yield Check("ok" if on else "warn", name, "on" if on else "off: Pods need it", fix)
+
+
+def _bridges() -> Iterator[Check]:
+    """Whether rules see what a bridge passes on between its Pods: answers that they do not see
+    keep the Pod's own address.
+    """
+    bridges = sorted(path.parent.name for path in Path("/sys/class/net").glob("*/bridge"))
+    if not bridges:
+        return
+    for tool in ("iptables", "ip6tables"):
+        name = f"net.bridge.bridge-nf-call-{tool}"
+        path = Path("/proc/sys", *name.split("."))
+        if not path.exists():
+            fix = "modprobe br_netfilter"
+        elif path.read_text().strip() == "0":
+            fix = f"sysctl -w {name}=1"
+        else:
+            yield Check("ok", name, "on")
+            continue
+        detail = f"off: Pods on one bridge ({', '.join(bridges)}) cannot serve each other"
+        yield Check("warn", name, detail, fix)
 
 
 def _addresses(config: NodeConfig) -> Check:
