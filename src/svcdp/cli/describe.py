@@ -17,6 +17,7 @@ __all__ = ["command"]
 
 ENDPOINTS_SHOWN = 3  # of a port, as kubectl does
 WIDTH = 26  # of the left column
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 NONE = "<none>"
 
 
@@ -59,20 +60,19 @@ def _lines(item: Item) -> Iterator[tuple[str, str]]:
     yield "Name", item["name"]
     yield "Namespace", item["namespace"]
     yield from _pairs("Labels", item["labels"], "=")
-    yield from _pairs("Annotations", item["annotations"], ": ")
+    annotations = {k: v for k, v in item["annotations"].items() if k != LAST_APPLIED}
+    yield from _pairs("Annotations", annotations, ": ")
     yield "Selector", ",".join(f"{k}={v}" for k, v in sorted(item["selector"].items())) or NONE
     yield "Type", item["type"]
     if item["ipFamilyPolicy"]:
         yield "IP Family Policy", item["ipFamilyPolicy"]
     yield "IP Families", ",".join(item["ipFamilies"]) or NONE
-    yield "IP", next(iter(item["clusterIPs"]), NONE)
+    yield "IP", next(iter(item["clusterIPs"]), "")
     yield "IPs", ",".join(item["clusterIPs"]) or NONE
-    for label, key in (
-        ("External IPs", "externalIPs"),
-        ("LoadBalancer Ingress", "loadBalancerIPs"),
-    ):
-        if item[key]:
-            yield label, ", ".join(item[key])
+    if item["externalIPs"]:
+        yield "External IPs", ",".join(item["externalIPs"])
+    if item["loadBalancerIngress"]:
+        yield "LoadBalancer Ingress", ", ".join(item["loadBalancerIngress"])
     if item["externalName"]:
         yield "External Name", item["externalName"]
     for port in item["ports"]:

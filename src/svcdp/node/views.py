@@ -87,6 +87,7 @@ def description(sync: Sync, dataplane: Dataplane, request: Request) -> Iterator[
             "annotations": service.metadata.annotations or {},
             "ipFamilyPolicy": spec.ip_family_policy,
             "ipFamilies": list(spec.ip_families or ()),
+            "loadBalancerIngress": _load_balancer_ingress(service),
             "sessionAffinity": spec.session_affinity or "None",
             "externalTrafficPolicy": spec.external_traffic_policy,
             "internalTrafficPolicy": spec.internal_traffic_policy,
@@ -117,8 +118,17 @@ def _place(address: str, port: int) -> str:
 
 
 def _load_balancer_ips(service: Service) -> list[str]:
+    return [each.partition(" ")[0] for each in _load_balancer_ingress(service)]
+
+
+def _load_balancer_ingress(service: Service) -> list[str]:
+    """Addresses, and how packets to them come: ``192.0.2.7 (VIP)``."""
     status = service.status and service.status.load_balancer
-    return [each.ip for each in (status and status.ingress) or () if each.ip]
+    return [
+        f"{each.ip} ({each.ip_mode})" if each.ip_mode else each.ip
+        for each in (status and status.ingress) or ()
+        if each.ip
+    ]
 
 
 def virtual_services(dataplane: Dataplane, request: Request) -> Iterator[Item]:
