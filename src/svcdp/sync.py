@@ -19,7 +19,7 @@ from svcdp.kube.context import NodeContext
 from svcdp.kube.endpoints import EndpointInfo, PortKey, endpoints_by_port, usable_endpoints
 from svcdp.kube.events import Event, Recorder
 from svcdp.kube.health import HealthCheck
-from svcdp.kube.model import EndpointSlice, ObjectKey, Service, ServiceRef
+from svcdp.kube.model import EndpointSlice, ObjectKey, Pod, Service, ServiceRef
 from svcdp.kube.state import Change
 from svcdp.kube.tracker import Tracker
 from svcdp.types import ServiceSpec
@@ -330,6 +330,10 @@ class Sync:
     def services(self) -> list[ServiceStatus]:
         """All Services, by namespace and name."""
         return [self._status(ref) for ref in sorted(self._tracker.state.services)]
+
+    def pods(self) -> list[tuple[Pod, list[ServiceRef]]]:
+        """As of :class:`svcdp.kube.state.State`."""
+        return self._tracker.state.pods()
 
     def endpoints(self, namespace: str | None = None) -> list[EndpointStatus]:
         """The endpoints of all Services, or of those of one namespace."""

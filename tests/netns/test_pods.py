@@ -83,6 +83,7 @@ def test_pods_come_go_and_move(cluster: Topology, folder: Path, start: Start) ->
             return [{ask(cluster.client, each)["server"] for _ in range(4)} for each in given]
 
         assert served() == [{"a", "b"}] * 4
+        assert [each["services"] for each in daemon.get("pods")] == [["service-python"]] * 2
         write(folder, SERVICE, pod("one", a, ready=False), pod("two", b))
         in_force(daemon, [b])
         assert served() == [{"b"}] * 4

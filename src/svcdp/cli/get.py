@@ -1,4 +1,4 @@
-"""``svcdp get services|endpoints|connections|queues``"""
+"""``svcdp get services|endpoints|pods|connections|queues``"""
 
 from __future__ import annotations
 

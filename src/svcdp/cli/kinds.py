@@ -117,6 +117,21 @@ KINDS = (
         ),
     ),
     Kind(
+        "pods",
+        "pod",
+        "po",
+        lambda item: item["name"],
+        (
+            NAMESPACE,
+            Column("NAME", lambda item: item["name"]),
+            Column("READY", lambda item: "yes" if item["ready"] else "no"),
+            Column("STATUS", lambda item: item["phase"] or "<unknown>"),
+            Column("IP", lambda item: ",".join(item["ips"]) or "<none>"),
+            Column("NODE", lambda item: item["node"] or "<none>"),
+            Column("SERVICES", lambda item: ",".join(item["services"]) or "<none>"),
+        ),
+    ),
+    Kind(
         "connections",
         "connection",
         "conn",

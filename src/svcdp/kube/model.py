@@ -339,6 +339,17 @@ class Pod(_Record, frozen=True):
         return None
 
     @property
+    def addresses(self) -> list[str]:
+        """One of each family at most: the first."""
+        if self.status is None:
+            return []
+        texts = [each.ip for each in self.status.pod_ips or ()] or [self.status.pod_ip]
+        first: dict[IPFamily, str] = {}
+        for address in (parse_address(text) for text in texts if text):
+            first.setdefault(family_of(address), address)
+        return list(first.values())
+
+    @property
     def has_ended(self) -> bool:
         """Whether it will never serve again."""
         return self.status is not None and self.status.phase in ("Succeeded", "Failed")

@@ -29,7 +29,6 @@ from svcdp.kube.model import (
     ServicePort,
     ServiceRef,
     family_of,
-    parse_address,
 )
 
 __all__ = ["Selection", "slices_of"]
@@ -104,7 +103,7 @@ def slices_of(
         if pod.has_ended:
             continue
         ports = tuple(_ports(service, pod))
-        for address in _addresses(pod):
+        for address in pod.addresses:
             family = family_of(address)
             if family in families:
                 endpoint = _endpoint(service, pod, address, nodes)
@@ -155,21 +154,6 @@ def _families(service: Service) -> frozenset[IPFamily]:
     cluster_ips = spec.cluster_ips or (spec.cluster_ip or "",)
     both: frozenset[IPFamily] = frozenset(("IPv4", "IPv6"))
     return frozenset(family_of(text) for text in cluster_ips if text and text != "None") or both
-
-
-def _addresses(pod: Pod) -> Iterator[str]:
-    """One address of each family at most: the first."""
-    status = pod.status
-    if status is None:
-        return
-    seen: set[IPFamily] = set()
-    texts = [each.ip for each in status.pod_ips or ()] or [status.pod_ip or ""]
-    for text in texts:
-        if text:
-            address = parse_address(text)
-            if family_of(address) not in seen:
-                seen.add(family_of(address))
-                yield address
 
 
 def _ports(service: Service, pod: Pod) -> Iterator[EndpointPort]:

@@ -81,6 +81,14 @@ class State:
         found = self._slices.get(ref, {})
         return [*(found[name] for name in sorted(found)), *self._selected.get(ref, ())]
 
+    def pods(self) -> list[tuple[Pod, list[ServiceRef]]]:
+        """All Pods, by namespace and name, and the Services that select them."""
+        keys = sorted(key for key in self._origins if key.kind == "Pod")
+        pods = (self._effective(key) for key in keys)
+        return [
+            (pod, sorted(self._selection.services(pod))) for pod in pods if isinstance(pod, Pod)
+        ]
+
     def slice_count(self) -> int:
         """How many EndpointSlices belong to some Service name."""
         return sum(map(len, chain(self._slices.values(), self._selected.values())))

@@ -323,6 +323,7 @@ class _Daemon:
             "description": lambda request: views.description(sync, self._dataplane, request),
             "environment": lambda request: views.environment(sync, request),
             "connections": lambda request: views.connections(self._dataplane, request),
+            "pods": lambda request: views.pods(sync, request),
             "queues": lambda request: views.queues(self._workers),
             "peers": lambda request: peers(self._peers),
             "status": lambda request: views.status(self._dataplane, sync),

@@ -20,6 +20,7 @@ __all__ = [
     "description",
     "endpoints",
     "environment",
+    "pods",
     "queues",
     "services",
     "status",
@@ -219,6 +220,22 @@ def connections(dataplane: Dataplane, request: Request) -> Iterator[Item]:
             "expiresIn": connection.expires_in,
             "packets": connection.packets,
         }
+
+
+def pods(sync: Sync, request: Request) -> Iterator[Item]:
+    """Pods of manifests, of one namespace or of all."""
+    for pod, services in sync.pods():
+        namespace = pod.key.namespace
+        if request.get("namespace") in (None, namespace):
+            yield {
+                "namespace": namespace,
+                "name": pod.key.name,
+                "phase": (pod.status and pod.status.phase) or "",
+                "ready": pod.is_ready and not pod.has_ended,
+                "ips": pod.addresses,
+                "node": (pod.spec and pod.spec.node_name) or "",
+                "services": [ref.name for ref in services],
+            }
 
 
 def queues(workers: QueueWorkers) -> Iterator[Item]:

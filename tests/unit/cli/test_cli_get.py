@@ -68,6 +68,15 @@ CONNECTION = {
     "expiresIn": 899.5,
     "packets": 12,
 }
+POD = {
+    "namespace": "default",
+    "name": "web-0",
+    "phase": "Running",
+    "ready": True,
+    "ips": ["10.1.0.1", "fd00::1"],
+    "node": "n1",
+    "services": ["web", "web-2"],
+}
 QUEUE = {
     "queue": 100,
     "received": 9,
@@ -83,6 +92,7 @@ QUEUE = {
 ANSWERS: dict[str, list[dict[str, Any]]] = {
     "services": [WEB, CART],
     "endpoints": [ENDPOINT],
+    "pods": [POD, {**POD, "name": "job", "phase": "", "ready": False, "ips": [], "services": []}],
     "connections": [CONNECTION],
     "queues": [QUEUE],
 }
@@ -191,6 +201,15 @@ def test_endpoints(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
     )
 
 
+def test_pods(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
+    lines = [line.split() for line in output(capsys, daemon, "po").splitlines()]
+    assert lines == [
+        ["NAME", "READY", "STATUS", "IP", "NODE", "SERVICES"],
+        ["web-0", "yes", "Running", "10.1.0.1,fd00::1", "n1", "web,web-2"],
+        ["job", "no", "<unknown>", "<none>", "n1", "<none>"],
+    ]
+
+
 def test_connections(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
     assert output(capsys, daemon, "connections") == (
         "PROTO   CLIENT            VIRTUAL         DESTINATION     STATE         EXPIRES\n"
@@ -235,7 +254,7 @@ def test_watch_prints_what_changes(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pods"], "cannot get 'pods': get one of services, endpoints, connections, queues"),
+        (["nodes"], "get one of services, endpoints, pods, connections, queues"),
         (["svc", "-A", "-n", "x"], "-n and -A exclude each other"),
     ],
 )
