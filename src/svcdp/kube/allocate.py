@@ -36,6 +36,7 @@ __all__ = [
     "Band",
     "Holdings",
     "Slot",
+    "rank",
     "text_of",
 ]
 
@@ -209,7 +210,7 @@ class Allocator:
             wishes |= {ref: list(self._wishes(each)) for ref, each in self._lacking.items()}
             self._lacking = {}
             self._problems = {}
-        chosen = sorted(given.values(), key=_rank)
+        chosen = sorted(given.values(), key=rank)
         for asked in (True, False):
             for service in chosen:
                 for wish in wishes[service.ref]:
@@ -377,7 +378,8 @@ def _reason(wish: _Wish, error: SvcdpError) -> str:
     return f"ClusterIP{what}" if is_address else f"Port{what}"
 
 
-def _rank(service: Service) -> tuple[str, ServiceRef]:
+def rank(service: Service) -> tuple[str, ServiceRef]:
+    """Who goes first: the older Service, then the first by namespace and name."""
     return service.metadata.creation_timestamp or _NEVER, service.ref
 
 

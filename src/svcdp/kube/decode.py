@@ -20,6 +20,7 @@ from svcdp.errors import ManifestError
 from svcdp.kube._yaml import Lines, documents
 from svcdp.kube.model import (
     EndpointSlice,
+    LoadBalancerPool,
     Node,
     Object,
     ObjectKey,
@@ -30,10 +31,11 @@ from svcdp.kube.model import (
     parse_address,
     parse_cidr,
 )
+from svcdp.kube.pools import parse_span
 
 __all__ = ["Decoded", "decode", "decode_json", "decode_value"]
 
-_Record = TypeVar("_Record", Service, EndpointSlice, Pod, Node, ServiceCIDR)
+_Record = TypeVar("_Record", Service, EndpointSlice, Pod, Node, ServiceCIDR, LoadBalancerPool)
 _Kind = tuple[str, str]
 _LineOf = Callable[[str], int]  # field path -> line
 
@@ -42,12 +44,14 @@ _SLICE: _Kind = ("discovery.k8s.io/v1", "EndpointSlice")
 _POD: _Kind = ("v1", "Pod")
 _NODE: _Kind = ("v1", "Node")
 _SERVICE_CIDR: _Kind = ("networking.k8s.io/v1", "ServiceCIDR")
+_POOL: _Kind = ("svcdp.io/v1alpha1", "LoadBalancerPool")
 _TYPES: dict[_Kind, type[Object]] = {
     _SERVICE: Service,
     _SLICE: EndpointSlice,
     _POD: Pod,
     _NODE: Node,
     _SERVICE_CIDR: ServiceCIDR,
+    _POOL: LoadBalancerPool,
 }
 # Items of a typed list have no kind of their own when the API server writes them.
 _LISTS: dict[_Kind, _Kind | None] = {
@@ -57,6 +61,7 @@ _LISTS: dict[_Kind, _Kind | None] = {
     ("v1", "PodList"): _POD,
     ("v1", "NodeList"): _NODE,
     ("networking.k8s.io/v1", "ServiceCIDRList"): _SERVICE_CIDR,
+    ("svcdp.io/v1alpha1", "LoadBalancerPoolList"): _POOL,
 }
 
 # Of what `parse_address` takes, that which ip_vs_ctl.c, ip_vs_add_dest, refuses as a server's.
@@ -241,6 +246,9 @@ def _problems(found: Object) -> Iterator[tuple[str, str]]:
             yield from _problem_of(parse_cidr, ".spec.podCIDR", found.spec.pod_cidr)
     elif isinstance(found, ServiceCIDR) and found.spec:
         yield from _cidr_problems(".spec.cidrs", found.spec.cidrs)
+    elif isinstance(found, LoadBalancerPool):
+        for index, text in enumerate(found.spec.addresses):
+            yield from _problem_of(parse_span, f".spec.addresses[{index}]", text)
 
 
 def _cidr_problems(path: str, texts: Iterable[str] | None) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ __all__ = [
     "EndpointHints",
     "EndpointPort",
     "EndpointSlice",
+    "LoadBalancerPool",
     "Node",
     "NodeAddress",
     "Object",
@@ -175,6 +176,8 @@ class ServiceSpec(_Record, frozen=True):
     internal_traffic_policy: Literal["Cluster", "Local", ""] | None = None
     external_traffic_policy: Literal["Cluster", "Local", ""] | None = None
     health_check_node_port: OptionalPortNumber | None = None
+    load_balancer_ip: str | None = msgspec.field(name="loadBalancerIP", default=None)
+    load_balancer_class: str | None = None
     load_balancer_source_ranges: tuple[str, ...] | None = None
     traffic_distribution: str | None = None
 
@@ -445,7 +448,74 @@ class ServiceCIDR(_Record, frozen=True):
         return None
 
 
-Object = Service | EndpointSlice | Pod | Node | ServiceCIDR
+class LabelRequirement(_Record, frozen=True):
+    """What a label must be like. ``values`` are for In and NotIn."""
+
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: tuple[str, ...] | None = None
+
+    def is_met(self, labels: dict[str, str]) -> bool:
+        """As ``metav1.LabelSelectorAsSelector`` has it: NotIn is met by a label that is not there,
+        too.
+        """
+        if self.operator == "Exists":
+            return self.key in labels
+        if self.operator == "DoesNotExist":
+            return self.key not in labels
+        return (labels.get(self.key) in (self.values or ())) is (self.operator == "In")
+
+
+class LabelSelector(_Record, frozen=True):
+    """``metav1.LabelSelector``: all must be met. An empty one selects everything."""
+
+    match_labels: dict[str, str] | None = None
+    match_expressions: tuple[LabelRequirement, ...] | None = None
+
+    def selects(self, labels: dict[str, str] | None) -> bool:
+        """Whether an object with these labels is meant."""
+        found = labels or {}
+        return (self.match_labels or {}).items() <= found.items() and all(
+            each.is_met(found) for each in self.match_expressions or ()
+        )
+
+
+class LoadBalancerPoolSpec(_Record, frozen=True):
+    """``addresses`` are CIDRs and ranges (``192.0.2.10-192.0.2.19``). Without ``auto_assign`` an
+    address is only for those that ask for just it.
+    """
+
+    addresses: tuple[str, ...]
+    namespaces: tuple[Name, ...] | None = None
+    service_selector: LabelSelector | None = None
+    auto_assign: bool | None = None
+
+
+class LoadBalancerPool(_Record, frozen=True):
+    """A ``svcdp.io/v1alpha1`` LoadBalancerPool: addresses for Services of type LoadBalancer."""
+
+    metadata: ObjectMeta
+    spec: LoadBalancerPoolSpec
+
+    @property
+    def key(self) -> ObjectKey:
+        """What identifies it among all objects."""
+        return ObjectKey("LoadBalancerPool", "", self.metadata.name)
+
+    @property
+    def ref(self) -> None:
+        """It belongs to no Service."""
+        return None
+
+    def admits(self, service: Service) -> bool:
+        """Whether its addresses are for this Service: by namespace and by labels."""
+        namespaces, selector = self.spec.namespaces, self.spec.service_selector
+        return (not namespaces or service.ref.namespace in namespaces) and (
+            selector is None or selector.selects(service.metadata.labels)
+        )
+
+
+Object = Service | EndpointSlice | Pod | Node | ServiceCIDR | LoadBalancerPool
 
 
 def parse_address(text: str) -> str:

@@ -1,0 +1,300 @@
+"""Addresses for Services of type LoadBalancer, from pools, where no cloud has any. Pure.
+
+Fields are those of the API: ``spec.loadBalancerIP``, ``spec.loadBalancerClass`` (KEP-1959) and
+``status.loadBalancer`` (its ``ipMode``: KEP-1860).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from svcdp.errors import CapacityError, ConflictError, ManifestError, SvcdpError
+from svcdp.kube.allocate import Band, rank, text_of
+from svcdp.kube.events import Event
+from svcdp.kube.model import (
+    IPFamily,
+    LoadBalancerIngress,
+    LoadBalancerPool,
+    LoadBalancerStatus,
+    Service,
+    ServiceRef,
+    ServiceStatus,
+    family_of,
+    parse_address,
+    parse_cidr,
+)
+
+__all__ = [
+    "ADDRESSES_ANNOTATION",
+    "POOL_CLASS",
+    "SHARING_ANNOTATION",
+    "Allocation",
+    "Span",
+    "allocate",
+    "is_served",
+    "parse_span",
+    "with_addresses",
+]
+
+#: Which addresses a Service asks for, one of each IP family at most; before ``loadBalancerIP``.
+ADDRESSES_ANNOTATION = "svcdp.io/load-balancer-ips"
+#: Services with the same value here may share an address.
+SHARING_ANNOTATION = "svcdp.io/load-balancer-sharing"
+#: What ``spec.loadBalancerClass`` is of those that want pools and nothing else.
+POOL_CLASS = "svcdp.io/pool"
+
+_Addresses = Mapping[ServiceRef, tuple[str, ...]]
+
+
+class Span(NamedTuple):
+    """The addresses from ``first`` to ``last``, as numbers."""
+
+    family: IPFamily
+    first: int
+    last: int
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and self.first <= number <= self.last
+
+    def free(self, holder: str, taken: Mapping[tuple[IPFamily, int], object]) -> int | None:
+        """One that nobody has; None: there is none. Where to look first follows from the name, so
+        that all who have the same objects agree, at a cost bounded by what is taken.
+        """
+        size = self.last - self.first + 1
+        digest = hashlib.blake2b(holder.encode(), digest_size=16).digest()
+        start = int.from_bytes(digest) % size
+        for step in range(min(size, len(taken) + 1)):
+            number = self.first + (start + step) % size
+            if (self.family, number) not in taken:
+                return number
+        return None
+
+
+def parse_span(text: str) -> Span:
+    """A CIDR, whose network and broadcast addresses do not count, or ``FIRST-LAST``, in which all
+    do. ManifestError.
+    """
+    if "/" in text:
+        cidr = parse_cidr(text)
+        band = Band.of_network(cidr)
+        span = Span(family_of(cidr), band.first, band.last)
+    else:
+        ends = [parse_address(end.strip()) for end in text.split("-")]
+        if len(ends) != 2 or family_of(ends[0]) != family_of(ends[1]):
+            raise ManifestError(f"{text!r} is neither a CIDR nor a range FIRST-LAST")
+        first, last = (int(ipaddress.ip_address(end)) for end in ends)
+        if first > last:
+            raise ManifestError(f"{text!r} ends before it starts")
+        span = Span(family_of(ends[0]), first, last)
+    for number in (span.first, span.last):
+        address = ipaddress.ip_address(text_of(span.family, number))
+        if address.is_multicast or address.is_loopback or address.is_link_local:
+            raise ManifestError(f"{address} in {text!r} is not an address that routers deliver")
+    return span
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Who has which addresses, in the order of their IP families, and what Services go without."""
+
+    addresses: dict[ServiceRef, tuple[str, ...]] = field(default_factory=dict)
+    problems: list[ManifestError] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+
+def is_served(service: Service, without_class: bool = True) -> bool:
+    """Whether a Service's addresses come from pools; ``without_class``: those too that name no
+    class.
+    """
+    named = service.spec.load_balancer_class
+    return service.spec.type == "LoadBalancer" and (
+        named == POOL_CLASS or (not named and without_class)
+    )
+
+
+def allocate(
+    services: Iterable[Service],
+    pools: Iterable[LoadBalancerPool],
+    remembered: _Addresses | None = None,
+    *,
+    without_class: bool = True,
+) -> Allocation:
+    """The addresses of all Services that :func:`is_served` tells.
+
+    Whoever has an address by ``remembered`` keeps it, while a pool has it and the Service asks for
+    no other; then come those who ask for one, then those who take any. Of several the older
+    Service goes first. Who is not among ``services`` has none.
+    """
+    chosen = sorted((each for each in services if is_served(each, without_class)), key=rank)
+    return _Allocating(sorted(pools, key=lambda each: each.key), remembered or {}).run(chosen)
+
+
+def with_addresses(service: Service, addresses: Iterable[str]) -> Service:
+    """The Service with these in its status, as addresses that packets keep."""
+    ingress = tuple(LoadBalancerIngress(ip=text, ip_mode="VIP") for text in addresses)
+    status = ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress or None))
+    return msgspec.structs.replace(service, status=status)
+
+
+class _Wish(NamedTuple):
+    """``number``: the one that the Service asks for; None: any."""
+
+    service: Service
+    family: IPFamily
+    number: int | None
+
+
+class _Allocating:
+    """One allocation, while it is made."""
+
+    def __init__(self, pools: list[LoadBalancerPool], remembered: _Addresses) -> None:
+        self._pools = [(pool, [parse_span(text) for text in pool.spec.addresses]) for pool in pools]
+        self._remembered = remembered
+        self._holders: dict[tuple[IPFamily, int], list[Service]] = {}
+        self._held: dict[ServiceRef, dict[IPFamily, int]] = {}
+        self._result = Allocation()
+
+    def run(self, services: list[Service]) -> Allocation:
+        wishes = [wish for service in services for wish in self._wishes(service)]
+        wishes = [wish for wish in wishes if not self._keep(wish)]
+        for asked in (True, False):
+            for wish in wishes:
+                if (wish.number is not None) is asked:
+                    self._grant(wish)
+        for service in services:
+            if held := self._held.get(service.ref):
+                families = service.spec.ip_families or sorted(held)
+                self._result.addresses[service.ref] = tuple(
+                    text_of(family, held[family]) for family in families if family in held
+                )
+        return self._result
+
+    def _wishes(self, service: Service) -> Iterator[_Wish]:
+        try:
+            asked = _asked(service)
+        except ManifestError as error:
+            self._refuse(service, "InvalidLoadBalancerIP", error)
+            return
+        families = service.spec.ip_families or tuple(asked) or ("IPv4",)
+        for family, number in asked.items():
+            if family not in families:
+                text = text_of(family, number)
+                problem = ManifestError(f"{text} is not of the Service's ipFamilies")
+                self._refuse(service, "InvalidLoadBalancerIP", problem)
+        offered = [each for each in families if any(self._spans(service, each, asking=True))]
+        if not offered or service.spec.ip_family_policy == "RequireDualStack":
+            offered = list(families)
+        for family in families:
+            if family in offered or family in asked:
+                yield _Wish(service, family, asked.get(family))
+
+    def _spans(self, service: Service, family: IPFamily, *, asking: bool) -> Iterator[Span]:
+        """Where its addresses may be."""
+        for pool, spans in self._pools:
+            if pool.admits(service) and (asking or pool.spec.auto_assign is not False):
+                yield from (span for span in spans if span.family == family)
+
+    def _keep(self, wish: _Wish) -> bool:
+        """Have what it had, where that is still right."""
+        for text in self._remembered.get(wish.service.ref, ()):
+            number = int(ipaddress.ip_address(text))
+            if family_of(text) == wish.family and wish.number in (None, number):
+                try:
+                    self._take(wish.service, wish.family, number)
+                except SvcdpError:
+                    return False
+                return True
+        return False
+
+    def _grant(self, wish: _Wish) -> None:
+        service, family, number = wish
+        try:
+            self._take(service, family, self._any(service, family) if number is None else number)
+        except ConflictError as error:
+            self._refuse(service, "LoadBalancerIPAlreadyAllocated", error)
+        except CapacityError as error:
+            reason = "LoadBalancerPoolFull" if number is None else "LoadBalancerIPOutOfRange"
+            self._refuse(service, reason, error)
+
+    def _any(self, service: Service, family: IPFamily) -> int:
+        spans = list(self._spans(service, family, asking=False))
+        if _sharing(service):
+            for (its_family, number), holders in self._holders.items():
+                fits = its_family == family and any(number in span for span in spans)
+                if fits and not _obstacle(service, holders):
+                    return number
+        for span in spans:
+            if (found := span.free(str(service.ref), self._holders)) is not None:
+                return found
+        if not spans:
+            raise CapacityError(f"no LoadBalancerPool has {family} addresses for it")
+        raise CapacityError(f"no {family} address is left in the LoadBalancerPools for it")
+
+    def _take(self, service: Service, family: IPFamily, number: int) -> None:
+        """ConflictError, CapacityError."""
+        text = text_of(family, number)
+        if not any(number in span for span in self._spans(service, family, asking=True)):
+            raise CapacityError(f"{text} is in no LoadBalancerPool for it")
+        holders = self._holders.get((family, number), [])
+        if obstacle := _obstacle(service, holders):
+            raise ConflictError(f"{text} is already allocated to {obstacle}")
+        self._holders[family, number] = [*holders, service]
+        self._held.setdefault(service.ref, {})[family] = number
+
+    def _refuse(self, service: Service, reason: str, error: SvcdpError) -> None:
+        problem = service.problem("spec.loadBalancerIP", str(error))
+        self._result.problems.append(problem)
+        self._result.events.append(Event.of(service.key, reason, problem))
+
+
+def _asked(service: Service) -> dict[IPFamily, int]:
+    """The addresses that it asks for. ManifestError."""
+    listed = (service.metadata.annotations or {}).get(ADDRESSES_ANNOTATION)
+    texts = listed.split(",") if listed else filter(None, [service.spec.load_balancer_ip])
+    asked: dict[IPFamily, int] = {}
+    for text in texts:
+        address = parse_address(text.strip())
+        family = family_of(address)
+        if family in asked:
+            raise ManifestError(f"{address} is the second {family} address")
+        asked[family] = int(ipaddress.ip_address(address))
+    return asked
+
+
+def _sharing(service: Service) -> str:
+    return (service.metadata.annotations or {}).get(SHARING_ANNOTATION, "")
+
+
+def _obstacle(service: Service, holders: list[Service]) -> str:
+    """Why it cannot have an address that these have; "": it can.
+
+    An address is announced by one node. By the policy Local that one has endpoints, so then all
+    must select the same Pods.
+    """
+    for other in holders:
+        name = str(other.key)
+        if not _sharing(service) or _sharing(service) != _sharing(other):
+            return name
+        if common := _ports(service) & _ports(other):
+            port, protocol = min(common)
+            return f"{name}, which has port {port}/{protocol}, too"
+        if _locality(service) != _locality(other):
+            return f"{name}, of another externalTrafficPolicy or, by Local, of other Pods"
+    return ""
+
+
+def _ports(service: Service) -> set[tuple[int, str]]:
+    return {(port.port, port.protocol or "TCP") for port in service.spec.ports or ()}
+
+
+def _locality(service: Service) -> object:
+    spec = service.spec
+    if spec.external_traffic_policy != "Local":
+        return None
+    return service.ref.namespace, sorted((spec.selector or {}).items())
