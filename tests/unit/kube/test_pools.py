@@ -262,7 +262,7 @@ def test_dual_stack() -> None:
     prefers = allocate([service("a", **DUAL)], [pool("192.0.2.1/32")])
     assert got(prefers) == {"a": "192.0.2.1"}
     assert not prefers.problems
-    needs = service("a", **DUAL | {"ipFamilyPolicy": "RequireDualStack"})
+    needs = service("a", ipFamilies=DUAL["ipFamilies"], ipFamilyPolicy="RequireDualStack")
     requires = allocate([needs], [pool("192.0.2.1/32")])
     assert got(requires) == {"a": "192.0.2.1"}
     assert reasons(requires) == {"a": "LoadBalancerPoolFull"}
