@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Compiled modules that have stubs.
 STUBS = $(subst /,.,$(patsubst src/%.pyi,%,$(wildcard src/svcdp/*/*.pyi)))
-# What real kernels judge: IPVS in user-mode Linux, clients in network namespaces.
-KERNEL_TESTS = tests/differential/kernel tests/netns
+# What real kernels judge: IPVS in user-mode Linux and rules, clients in network namespaces.
+kernel_TESTS = tests/differential/kernel tests/netns/rules
+netns_TESTS = $(wildcard tests/netns/test_*.py)
 # What is compiled.
 CORE = $(wildcard include/svcdp/*.h pyx/svcdp/*/*.pxd pyx/svcdp/*/*.pyx)
 # One build at a time, also when several targets run side by side.
@@ -18,7 +19,7 @@ LOCKED := flock build/.lock
 SANITIZED = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
 
-.PHONY: help build demo test test-kernel test-library test-cluster lint types dist bench asan clean
+.PHONY: help build demo test test-kernel test-netns test-library test-cluster lint types dist bench asan clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -40,16 +41,16 @@ build: build/.installed ## compile the core and install svcdp into .venv, editab
 demo: build ## real clients, real servers, real traffic, in network namespaces
 	$(SUDO) $(BIN)/svcdp demo
 
-# What waits for kernels and what computes share two cores well.
+# What waits for kernels, what waits for daemons and what computes share two cores well.
 test: build ## all tests; those in network namespaces need root
-	@$(MAKE) --no-print-directory -j2 test-kernel test-library
+	@$(MAKE) --no-print-directory -j3 test-kernel test-netns test-library
 
-test-kernel: build
-	@$(BIN)/pytest $(KERNEL_TESTS) >build/kernel-tests.log 2>&1; status=$$?; \
-	cat build/kernel-tests.log; exit $$status
+test-kernel test-netns: test-%: build
+	@$(BIN)/pytest $($*_TESTS) >build/$*-tests.log 2>&1; status=$$?; \
+	cat build/$*-tests.log; exit $$status
 
 test-library: build
-	$(BIN)/pytest $(addprefix --ignore=,$(KERNEL_TESTS))
+	$(BIN)/pytest $(addprefix --ignore=,$(kernel_TESTS) tests/netns)
 
 # Go finds what it compiled before in its own cache; without that it takes some ten minutes.
 build/cluster/apiserver: $(addprefix tests/cluster/,go.mod go.sum main.go)
