@@ -150,13 +150,39 @@ class _Wish(NamedTuple):
     number: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Holders:
+    """The Services that share an address. All are alike but for their ports."""
+
+    first: Service
+    ports: dict[tuple[int, str], Service] = field(default_factory=dict)
+
+    def obstacle(self, service: Service) -> str:
+        """Why another cannot join; "": it can.
+
+        An address is announced by one node. By the policy Local that one has endpoints, so then
+        all must select the same Pods.
+        """
+        first = self.first
+        if service is first:
+            return ""
+        if not _sharing(service) or _sharing(service) != _sharing(first):
+            return str(first.key)
+        for port in _ports(service):
+            if port in self.ports:
+                return f"{self.ports[port].key}, which has port {port[0]}/{port[1]}, too"
+        if _locality(service) != _locality(first):
+            return f"{first.key}, of another externalTrafficPolicy or, by Local, of other Pods"
+        return ""
+
+
 class _Allocating:
     """One allocation, while it is made."""
 
     def __init__(self, pools: list[LoadBalancerPool], remembered: _Addresses) -> None:
         self._pools = [(pool, [parse_span(text) for text in pool.spec.addresses]) for pool in pools]
         self._remembered = remembered
-        self._holders: dict[tuple[IPFamily, int], list[Service]] = {}
+        self._holders: dict[tuple[IPFamily, int], _Holders] = {}
         self._held: dict[ServiceRef, dict[IPFamily, int]] = {}
         self._result = Allocation()
 
@@ -227,7 +253,7 @@ class _Allocating:
         if _sharing(service):
             for (its_family, number), holders in self._holders.items():
                 fits = its_family == family and any(number in span for span in spans)
-                if fits and not _obstacle(service, holders):
+                if fits and not holders.obstacle(service):
                     return number
         for span in spans:
             if (found := span.free(str(service.ref), self._holders)) is not None:
@@ -241,10 +267,11 @@ class _Allocating:
         text = text_of(family, number)
         if not any(number in span for span in self._spans(service, family, asking=True)):
             raise CapacityError(f"{text} is in no LoadBalancerPool for it")
-        holders = self._holders.get((family, number), [])
-        if obstacle := _obstacle(service, holders):
+        holders = self._holders.get((family, number)) or _Holders(service)
+        if obstacle := holders.obstacle(service):
             raise ConflictError(f"{text} is already allocated to {obstacle}")
-        self._holders[family, number] = [*holders, service]
+        holders.ports.update(dict.fromkeys(_ports(service), service))
+        self._holders[family, number] = holders
         self._held.setdefault(service.ref, {})[family] = number
 
     def _refuse(self, service: Service, reason: str, error: SvcdpError) -> None:
@@ -271,26 +298,8 @@ def _sharing(service: Service) -> str:
     return (service.metadata.annotations or {}).get(SHARING_ANNOTATION, "")
 
 
-def _obstacle(service: Service, holders: list[Service]) -> str:
-    """Why it cannot have an address that these have; "": it can.
-
-    An address is announced by one node. By the policy Local that one has endpoints, so then all
-    must select the same Pods.
-    """
-    for other in holders:
-        name = str(other.key)
-        if not _sharing(service) or _sharing(service) != _sharing(other):
-            return name
-        if common := _ports(service) & _ports(other):
-            port, protocol = min(common)
-            return f"{name}, which has port {port}/{protocol}, too"
-        if _locality(service) != _locality(other):
-            return f"{name}, of another externalTrafficPolicy or, by Local, of other Pods"
-    return ""
-
-
-def _ports(service: Service) -> set[tuple[int, str]]:
-    return {(port.port, port.protocol or "TCP") for port in service.spec.ports or ()}
+def _ports(service: Service) -> list[tuple[int, str]]:
+    return [(port.port, port.protocol or "TCP") for port in service.spec.ports or ()]
 
 
 def _locality(service: Service) -> object:
