@@ -75,8 +75,10 @@ class TcpRelay:
 
     async def close(self, drain: float = 0.0) -> None:
         """Listen nowhere; reset the connections that are left after ``drain`` seconds."""
+        accepting = [*self._accepting.values()]
         for place in self.places:
             self.leave(place)
+        await asyncio.gather(*accepting, return_exceptions=True)
         if self._clients and drain:
             await asyncio.wait(self._clients, timeout=drain)
         for client in self._clients:
