@@ -115,3 +115,20 @@ def test_addresses_outlive_a_restart(cluster: Topology, folder: Path, start: Sta
     with start(*file) as daemon:
         assert targets(daemon, cluster) == given
         assert {ask(cluster.client, each)["server"] for each in given} == {"a"}
+
+
+def test_a_load_balancer_address_of_a_pool(cluster: Topology, folder: Path, start: Start) -> None:
+    address = "203.0.113.7"
+    pool = {
+        "apiVersion": "svcdp.io/v1alpha1",
+        "kind": "LoadBalancerPool",
+        "metadata": {"name": "outside"},
+        "spec": {"addresses": [f"{address}-{address}"]},
+    }
+    spec = {**SERVICE["spec"], "type": "LoadBalancer", "ipFamilyPolicy": "SingleStack"}
+    write(folder, {**SERVICE, "spec": spec}, pool, pod("one", cluster.servers[0]))
+    cluster.client.ip(f"route replace {address} via {cluster.node_ipv4}")
+    with start() as daemon:
+        (service,) = [each for each in daemon.get("services") if each["type"] == "LoadBalancer"]
+        assert service["loadBalancerIPs"] == [address]
+        assert ask(cluster.client, (address, PORT))["server"] == "a"

@@ -6,6 +6,7 @@ from svcdp.cli.printers import note
 from svcdp.dataplane import Dataplane
 from svcdp.kube import read_folder, resolve_all
 from svcdp.kube.allocations import allocated, load_allocations
+from svcdp.kube.balancers import balanced
 from svcdp.kube.model import Object
 from svcdp.node.config import NodeConfig
 from svcdp.node.context import node_context
@@ -23,7 +24,8 @@ def offline_objects(folder: str, config: NodeConfig) -> list[Object]:
     objects, lacking = allocated(
         decoded.objects, config.service_cidrs, (node_ports.first, node_ports.last), remembered
     )
-    for problem in (*decoded.errors, *lacking):
+    objects, unbalanced = balanced(objects)
+    for problem in (*decoded.errors, *lacking, *unbalanced):
         note(f"warning: {problem}")
     return objects
 

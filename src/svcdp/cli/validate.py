@@ -20,11 +20,13 @@ def command(manifests: str) -> int:
     """Find all mistakes in a folder of manifests: a line each, exit status 1 if any."""
     from svcdp.kube import NodeContext, read_folder, resolve_all
     from svcdp.kube.allocations import allocated
+    from svcdp.kube.balancers import balanced
 
     decoded = read_folder(manifests)
     objects, lacking = allocated(decoded.objects, _NETWORKS)
+    objects, unbalanced = balanced(objects)
     resolution = resolve_all(objects, NodeContext())
-    problems = [*decoded.errors, *lacking, *resolution.problems]
+    problems = [*decoded.errors, *lacking, *unbalanced, *resolution.problems]
     for problem in problems:
         click.echo(problem)
     for kind, count in sorted(decoded.ignored.items()):

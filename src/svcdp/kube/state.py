@@ -11,6 +11,7 @@ from types import MappingProxyType
 from svcdp.errors import ConflictError
 from svcdp.kube.model import (
     EndpointSlice,
+    LoadBalancerPool,
     Node,
     Object,
     ObjectKey,
@@ -44,7 +45,8 @@ class Change:
 
 
 class State:
-    """Services, EndpointSlices, Pods, Nodes and ServiceCIDRs, each from one or several origins.
+    """Services, EndpointSlices, Pods, Nodes, ServiceCIDRs and LoadBalancerPools, each from one or
+    several origins.
 
     Where several have the same object the lowest origin's counts; the next one takes over
     when it goes. Pods are endpoints of the Services that select them. Not safe for several threads.
@@ -66,6 +68,7 @@ class State:
         #: By name; None: it is gone.
         self.nodes: dict[str, Node | None] = {}
         self.service_cidrs: dict[str, ServiceCIDR] = {}
+        self.pools: dict[str, LoadBalancerPool] = {}
 
     @property
     def services(self) -> Mapping[ServiceRef, Service]:
@@ -168,6 +171,11 @@ class State:
             self.nodes[key.name] = after if isinstance(after, Node) else None
             zones = {each.metadata.zone if each is not None else "" for each in (before, after)}
             return self._served_by(key.name) if len(zones) == 2 else set()
+        if key.kind == "LoadBalancerPool":
+            self.pools.pop(key.name, None)
+            if isinstance(after, LoadBalancerPool):
+                self.pools[key.name] = after
+            return set()
         if key.kind == "ServiceCIDR":
             self.service_cidrs.pop(key.name, None)
             if isinstance(after, ServiceCIDR):

@@ -23,6 +23,7 @@ from svcdp.io import netns
 from svcdp.io.nfqueue import QueueWorkers
 from svcdp.kube import ApiServerSource, ManifestSource
 from svcdp.kube.allocations import AllocatingSource
+from svcdp.kube.balancers import BalancingSource
 from svcdp.kube.events import Event
 from svcdp.kube.publisher import EventPublisher
 from svcdp.modes.nfqueue import NfqueueMode
@@ -207,7 +208,7 @@ class _Daemon:
             undo.push_async_callback(admin.close)
             await admin.start()
             if self._allocating is not None:
-                sync.follow(self._allocating)
+                sync.follow(BalancingSource(self._allocating))
             if self._client is not None:
                 sync.follow(
                     ApiServerSource(
