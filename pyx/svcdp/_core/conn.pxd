@@ -496,3 +496,4 @@ cdef void *reserve(size_t size) except NULL
 cdef void give_back(void *memory, size_t size) noexcept
 cdef int table_init(Table *table, uint32_t limit) except -1
 cdef void table_free(Table *table) noexcept
+cdef void table_populate(Table *table) noexcept nogil

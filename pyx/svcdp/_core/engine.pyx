@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 
 from svcdp._core.answer cimport answer
 from svcdp._core.batch cimport PacketBatch
-from svcdp._core.conn cimport give_back, reserve, table_free, table_init
+from svcdp._core.conn cimport give_back, reserve, table_free, table_init, table_populate
 from svcdp._core.hashing cimport entry_ids
 from svcdp._core.helper cimport give_helper, take_shifts
 from svcdp._core.load cimport is_ejected
@@ -595,6 +595,11 @@ cdef class Core:
             return format_address(target.address, target.words)
         words = 1 if packet.data[0] >> 4 == 4 else 4
         return format_address(packet.data + (16 if words == 1 else 24), words)
+
+    def populate(self):
+        """Take the memory of the connection table now, rather than when packets need it."""
+        with nogil:
+            table_populate(&self.engine.table)
 
     def records(self):
         """How many records of a family were ever in use at once: what a full sweep looks at."""

@@ -92,6 +92,7 @@ class NFQueue:
         if repeat and (not forward_mark or not pass_mark or forward_mark & pass_mark):
             raise ConfigError("repeat needs a forward_mark and a pass_mark with bits of their own")
         self.number = number
+        dp.populate()
 
         def open_here() -> Queue:
             try:

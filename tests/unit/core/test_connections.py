@@ -511,3 +511,17 @@ def test_dataplanes_are_freed() -> None:
             use(scheduler)
         gc.collect()
         assert resident() - memory < 2 << 20, scheduler
+
+
+def test_memory_is_taken_when_asked_for() -> None:
+    dp = svcdp.Dataplane(1 << 16)
+
+    def resident() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) << 10
+
+    before = resident()
+    dp.populate()
+    assert resident() - before > 4 << 20
+    assert dp.stats().connections == 0
+    assert list(dp.connections()) == []
