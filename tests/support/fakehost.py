@@ -30,6 +30,7 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         self.conf = folder / "conf"
+        self.tracked = folder / "nf_conntrack_count"
         self.bin = folder / "bin"
         self.run_dir = str(folder / "run")
         self._log = folder / "log"

@@ -118,8 +118,8 @@ class NfqueueMode:
             self._rules.refresh(dataclasses.replace(self._plan, items=hops))
 
     def _mend(self) -> None:
-        if self._installed and not self._rules.is_installed():
-            log.warning("the capture rules were removed by somebody else: installing them again")
+        if self._installed and (fault := self._rules.fault()):
+            log.warning("installing the capture rules again", extra={"reason": fault})
             self._apply(self._wanted())
 
     def _shrink(self) -> None:

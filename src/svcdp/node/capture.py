@@ -25,9 +25,9 @@ class NoRules(Backend):
     def update(self, plan: CapturePlan, added: Collection[Item], removed: Collection[Item]) -> None:
         """Nothing to do."""
 
-    def is_installed(self) -> bool:
+    def fault(self) -> str:
         """Not to be known."""
-        return True
+        return ""
 
     def refresh(self, plan: CapturePlan) -> None:
         """Nothing to do."""

@@ -14,7 +14,7 @@ from svcdp.io.netns import NetNS, call_in
 from svcdp.rules import hops, routes
 from svcdp.rules.paths import Path, find_paths
 from svcdp.rules.plan import CapturePlan, Element, Hop, Item
-from svcdp.rules.sysctl import Guard, Sysctls
+from svcdp.rules.sysctl import Guard, Sysctls, tracks_connections
 
 __all__ = ["Backend", "KernelBackend"]
 
@@ -47,9 +47,9 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def is_installed(self) -> bool:
-        """Whether what :meth:`apply` installed is still called: others may have flushed it. What
-        is captured is not looked at, so it costs the same whatever that is.
+    def fault(self) -> str:
+        """Why what :meth:`apply` installed must be applied again; empty: it must not. What is
+        captured is not looked at, so it costs the same whatever that is.
         """
 
     @abc.abstractmethod
@@ -84,6 +84,7 @@ class KernelBackend(Backend):
         self._netns = netns
         self._sysctls = Sysctls(run_dir)
         self._refused = ""  # what the kernel last said of next hops
+        self._tracked = False  # what was last applied is for a host that tracks connections
 
     # Processes that a thread starts are in its namespace, so the tools need no option for it.
 
@@ -93,8 +94,8 @@ class KernelBackend(Backend):
     def update(self, plan: CapturePlan, added: Collection[Item], removed: Collection[Item]) -> None:
         call_in(self._netns, partial(self._update, _field(plan), added, removed))
 
-    def is_installed(self) -> bool:
-        return call_in(self._netns, self._is_called)
+    def fault(self) -> str:
+        return call_in(self._netns, self._fault)
 
     def refresh(self, plan: CapturePlan) -> None:
         self._report(call_in(self._netns, partial(hops.refresh, plan.hops, _field(plan))))
@@ -117,7 +118,9 @@ class KernelBackend(Backend):
     def _apply(self, plan: CapturePlan) -> None:
         try:
             # The guard is in force before what it makes up for is allowed.
-            self._install(plan, self._sysctls.guard())
+            guard = self._sysctls.guard()
+            self._install(plan, guard)
+            self._tracked = guard.tracked
             routes.add(plan)
             self._report(hops.apply(plan.hops, _field(plan)))
             self._sysctls.apply()
@@ -149,6 +152,13 @@ class KernelBackend(Backend):
         if refused and refused != self._refused:
             log.warning("a next hop cannot be reached", extra={"error": refused})
         self._refused = refused
+
+    def _fault(self) -> str:
+        if not self._is_called():
+            return "somebody else removed them"
+        if tracks_connections() and not self._tracked:
+            return "connections are tracked now"
+        return ""
 
     def _remove(self) -> None:
         with contextlib.ExitStack() as steps:  # all of them, whatever fails; backwards

@@ -5,6 +5,7 @@
     raw PREROUTING, OUTPUT    seen and passed   -> clear that mark, go on
                               seen, rewritten   -> notrack, go on
                               martian           -> drop (PREROUTING, IPv4: see svcdp.rules.sysctl)
+                              ICMP error of the host's own about what it tracks -> go on
                               ICMP error, or in the sets -> NFQUEUE
     mangle PREROUTING, OUTPUT firewall mark of a service -> NFQUEUE
     filter FORWARD, INPUT     seen, rewritten   -> accept
@@ -201,7 +202,7 @@ def _raw(family: int, plan: CapturePlan, guard: Guard) -> dict[str, list[str]]:
         "OUTPUT": [passed, rewritten, capture],
         "PASSED": [f"{_comment('forget that')} -j MARK --set-xmark 0x0/{plan.pass_mark:#x}"],
         "REWRITTEN": [f"{_comment('conntrack saw half of it')} -j CT --notrack"],
-        "CAPTURE": list(_captures(family, plan)),
+        "CAPTURE": [*_untouchable(family, guard), *_captures(family, plan)],
     }
     if martians:
         chains["MARTIANS"] = martians
@@ -214,6 +215,19 @@ def _queue(plan: CapturePlan, kind: Kind) -> str:
     first, last = plan.queues_of(kind)
     numbers = f"--queue-num {first}" if first == last else f"--queue-balance {first}:{last}"
     return f"-j NFQUEUE {numbers}{' --queue-bypass' if plan.bypass else ''}"
+
+
+def _untouchable(family: int, guard: Guard) -> Iterator[str]:
+    """What the kernel would drop on its way to the queue, and is not about what we rewrote.
+
+    The match itself turns tracking on, so it is not there where nobody asked for that.
+    """
+    if guard.tracked:
+        protocol = {4: "icmp", 6: "ipv6-icmp"}[family]
+        yield (
+            f"-p {protocol} -m conntrack --ctstate RELATED ! --ctstatus CONFIRMED"
+            f" {_comment('about a connection that is new to conntrack')} -j RETURN"
+        )
 
 
 def _captures(family: int, plan: CapturePlan) -> Iterator[str]:

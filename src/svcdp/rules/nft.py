@@ -80,7 +80,7 @@ class NftBackend(KernelBackend):
             ],
         )
         lines += _chain("rewritten", [_rule("notrack", "conntrack saw half of it")])
-        lines += _chain("capture", _captures(plan))
+        lines += _chain("capture", [*_untouchable(guard), *_captures(plan)])
         martians, reverse = _martians(guard), _reverse_path(guard)
         seen = [
             _rule(f"{_seen(plan.pass_mark)} goto passed", "seen, not ours"),
@@ -151,6 +151,14 @@ def _queue(plan: CapturePlan, kind: Kind) -> str:
     first, last = plan.queues_of(kind)
     numbers = f"{first}" if first == last else f"{first}-{last}"
     return f"queue num {numbers}{' bypass' if plan.bypass else ''}"
+
+
+def _untouchable(guard: Guard) -> list[str]:
+    """See :mod:`svcdp.rules.iptables`."""
+    if not guard.tracked:
+        return []
+    match = "meta l4proto { icmp, ipv6-icmp } ct state related ct status & confirmed == 0"
+    return [_rule(f"{match} return", "about a connection that is new to conntrack")]
 
 
 def _captures(plan: CapturePlan) -> list[str]:

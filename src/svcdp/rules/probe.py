@@ -43,6 +43,7 @@ MATCHES = {
     "CT": "-j CT --notrack",
     "MARK": '-m mark --mark 1/1 -m comment --comment "svcdp" -j MARK --set-xmark 0/1',
     "socket": "-m socket",
+    "conntrack": "-m conntrack --ctstate RELATED ! --ctstatus CONFIRMED",
 }
 IPV4_MATCHES = {
     "addrtype": "-m addrtype --src-type LOCAL -j DROP",
@@ -52,6 +53,7 @@ NFT_STATEMENTS = {
     "sets": "ip daddr . meta l4proto . th dport { 192.0.2.1 . tcp . 80 }",
     "queue": "queue num 0-1 bypass",
     "notrack": "notrack",
+    "ct": "ct state related ct status & confirmed == 0",
     "fib": "fib saddr type local fib saddr . iif oif missing drop",
     "tproxy": "ip daddr 0.0.0.0 meta l4proto udp tproxy ip to :1",
 }

@@ -25,9 +25,20 @@ from pathlib import Path
 
 from svcdp.errors import PlatformError
 
-__all__ = ["Changes", "Guard", "Sysctls", "namespace_file", "original", "undo", "value", "write"]
+__all__ = [
+    "Changes",
+    "Guard",
+    "Sysctls",
+    "namespace_file",
+    "original",
+    "tracks_connections",
+    "undo",
+    "value",
+    "write",
+]
 
 CONF = Path("/proc/sys/net/ipv4/conf")
+TRACKED = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 STRICT, LOOSE = "1", "2"
 PSEUDO = {"all", "default", "lo"}
 ACCEPT_LOCAL, RP_FILTER = "all/accept_local", "all/rp_filter"
@@ -38,11 +49,15 @@ Changes = Mapping[str, tuple[str, str]]
 
 @dataclass(frozen=True)
 class Guard:
-    """What rules have to drop in the kernel's place, of packets that were not rewritten.
+    """What the rules make up for on this host.
 
-    ``martians``: those with a local source from outside, except on ``trusted`` interfaces,
-    which had accept_local before. Packets without a way back by the interface that they came
-    by: on ``strict`` interfaces, or, if ``strict_default``, on all but those in ``loose``.
+    In the kernel's place they drop, of packets that were not rewritten, ``martians``: those
+    with a local source from outside, except on ``trusted`` interfaces, which had accept_local
+    before. And packets without a way back by the interface that they came by: on ``strict``
+    interfaces, or, if ``strict_default``, on all but those in ``loose``.
+
+    Where connections are ``tracked`` they leave alone what must not be queued: see
+    :func:`tracks_connections`.
     """
 
     martians: bool = False
@@ -50,6 +65,7 @@ class Guard:
     strict_default: bool = False
     strict: tuple[str, ...] = ()
     loose: tuple[str, ...] = ()
+    tracked: bool = False
 
 
 class Sysctls:
@@ -87,6 +103,7 @@ class Sysctls:
             strict_default=strict_default,
             strict=() if strict_default else listed,
             loose=listed if strict_default else (),
+            tracked=tracks_connections(),
         )
 
     def apply(self) -> None:
@@ -155,6 +172,19 @@ class Sysctls:
             raise PlatformError(
                 error.errno, f"cannot save sysctls in {self._folder}: {error.strerror}"
             ) from None
+
+
+def tracks_connections() -> bool:
+    """Whether the kernel tracks connections in this network namespace, because somebody asked.
+
+    Then a packet is lost on its way to a queue if it shares a connection that is not confirmed
+    yet (``nf_ct_drop_unconfirmed()`` in net/netfilter/nfnetlink_queue.c): so do ICMP errors
+    that this host makes about the first packet of one.
+    """
+    try:
+        return int(TRACKED.read_text()) > 0
+    except FileNotFoundError:
+        return False
 
 
 def _interfaces() -> list[str]:

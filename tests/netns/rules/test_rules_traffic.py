@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 from dataclasses import replace
@@ -29,6 +30,9 @@ from svcdp.lab import Lab, Namespace, Topology
 from svcdp.rules import Backend, CapturePlan
 
 pytestmark = pytest.mark.netns
+
+# IP_RECVERR (linux/in.h), IPV6_RECVERR (linux/in6.h): also errors that are not the last word.
+RECEIVE_ERRORS = ((socket.IPPROTO_IP, 11), (socket.IPPROTO_IPV6, 25))
 
 
 def count(node: Namespace, family: int) -> dict[str, int]:
@@ -174,6 +178,41 @@ def test_an_icmp_error_reaches_the_client(cluster: Topology, serve: Serve, famil
 
     with serve(), pytest.raises(ConnectionRefusedError):
         cluster.client.call(ask_closed)
+
+
+@FAMILIES
+def test_errors_of_the_node_itself(cluster: Topology, serve: Serve, family: int) -> None:
+    """A firewall that refuses, and a packet whose hops end here: the client hears of both, also
+    where the kernel tracks connections.
+    """
+    tool = ("iptables", "ip6tables")[family]
+    refused = ["-p", "udp", "--dport", "7777", "-j", "REJECT"]
+    accepted = ["-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT"]
+    for rule in (accepted, refused):
+        cluster.node.run([tool, "-A", "FORWARD", *rule])
+    pod = server_addresses(cluster, 0)[family]
+    get(cluster.client, pod, cluster.direct_port)
+    assert tracked(cluster.node)
+
+    def error(port: int, hops: int) -> int:
+        kind = (socket.AF_INET, socket.AF_INET6)[family]
+        level, option = (
+            (socket.IPPROTO_IP, socket.IP_TTL),
+            (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS),
+        )[family]
+        with socket.socket(kind, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(TIMEOUT)
+            sock.setsockopt(level, option, hops)
+            sock.setsockopt(*RECEIVE_ERRORS[family], 1)
+            sock.connect((pod, port))
+            sock.send(b"?")
+            with pytest.raises(OSError, match="Errno") as raised:
+                sock.recv(100)
+            return raised.value.errno or 0
+
+    with serve():
+        assert cluster.client.call(error, 7777, 64) == errno.ECONNREFUSED
+        assert cluster.client.call(error, 7778, 1) == errno.EHOSTUNREACH
 
 
 @pytest.mark.parametrize("bypass", [True, False])

@@ -54,8 +54,8 @@ class Kernel(Backend):
         assert not any(isinstance(item, Mark) for item in (*added, *removed))
         self.held = self.held.union(added).difference(removed)
 
-    def is_installed(self) -> bool:
-        return self.held is not None
+    def fault(self) -> str:
+        return "" if self.held is not None else "they are gone"
 
     def refresh(self, plan: CapturePlan) -> None:
         self.refreshed = plan.hops
@@ -205,8 +205,8 @@ def test_trim_brings_back_what_others_removed(
     bench.mode.trim()
     assert bench.kernel.calls == ["apply"] * 2
     assert bench.kernel.held == bench.wanted
-    assert {record.message.partition(":")[0] for record in caplog.records} == {
-        "the capture rules were removed by somebody else"
+    assert {(record.message, record.__dict__["reason"]) for record in caplog.records} == {
+        ("installing the capture rules again", "they are gone")
     }
 
 

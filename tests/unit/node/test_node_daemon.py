@@ -110,8 +110,8 @@ class Backend:
     def update(self, plan: Any, added: Any, removed: Any) -> None:
         self._stage.event(f"add {_virtual(added)}")
 
-    def is_installed(self) -> bool:
-        return True
+    def fault(self) -> str:
+        return ""
 
     def remove(self) -> None:
         self._stage.event("remove")

@@ -14,5 +14,6 @@ from svcdp.rules import sysctl
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host(tmp_path)
     monkeypatch.setattr(sysctl, "CONF", host.conf)
+    monkeypatch.setattr(sysctl, "TRACKED", host.tracked)
     monkeypatch.setenv("PATH", f"{host.bin}:/bin:/usr/bin")
     return host

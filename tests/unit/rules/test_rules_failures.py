@@ -78,12 +78,26 @@ def test_what_others_flushed(host: Host) -> None:
     host.install()
     backend = NftBackend(None, host.run_dir)
     host.prints("nft", "table inet svcdp {")
-    assert backend.is_installed()
+    assert backend.fault() == ""
     host.fails("nft", "Error: No such file or directory")
-    assert not backend.is_installed()
+    assert backend.fault() == "somebody else removed them"
     host.fails("nft", "Error: Operation not permitted")
     with pytest.raises(MissingCapability):
-        backend.is_installed()
+        backend.fault()
+
+
+def test_connections_that_are_tracked_since(host: Host) -> None:
+    host.install()
+    host.prints("nft", "table inet svcdp {")
+    backend = NftBackend(None, host.run_dir)
+    backend.apply(CapturePlan())
+    assert backend.fault() == ""
+    host.tracked.write_text("0\n")  # it could, but nobody asked for it
+    assert backend.fault() == ""
+    host.tracked.write_text("7\n")
+    assert backend.fault() == "connections are tracked now"
+    backend.apply(CapturePlan())
+    assert backend.fault() == ""
 
 
 LINK = '[{"ifname": "e", "mtu": 1, "dst": "10.1.0.1", "dev": "e", "via": "x", "metrics": 1}]'

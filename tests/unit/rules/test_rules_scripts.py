@@ -107,6 +107,16 @@ def test_what_this_host_serves_is_left_alone(
 
 
 @pytest.mark.parametrize("backend", [IptablesBackend, NftBackend])
+def test_conntrack_is_not_turned_on(
+    host: Host, backend: type[IptablesBackend] | type[NftBackend]
+) -> None:
+    """By a match on it, where nobody asked for it."""
+    assert "related" not in backend(None, host.run_dir).render(PLAN).lower()
+    host.tracked.write_text("1\n")
+    assert "related" in backend(None, host.run_dir).render(PLAN).lower()
+
+
+@pytest.mark.parametrize("backend", [IptablesBackend, NftBackend])
 def test_rendering_changes_nothing(
     host: Host, backend: type[IptablesBackend] | type[NftBackend]
 ) -> None:
