@@ -404,7 +404,7 @@ cdef inline Conn *new_connection(
                 member = pick(
                     service, view, now, &engine.settings.expirations, &worker.random)
         if unlikely(service.is_passive):
-            member = reconsider_member(engine, worker, service, view, member)
+            member = reconsider_member(engine, worker, service, view, member, now)
         if member < 0:
             if (
                 engine.settings.cache_bypass and service.protocol == PROTOCOL_FWMARK
@@ -447,7 +447,7 @@ cdef inline Conn *new_connection(
                 assure(engine, made, view.words)
         if outcome == INSERTED and unlikely(service.is_attended):
             if service.is_passive:
-                try_out(made, packet.data, view)
+                try_out(made, packet, view)
             elif may_help(service, made):
                 give_helper(engine, made)
         # A scheduler written in Python is asked once for a connection.

@@ -815,7 +815,7 @@ cdef class Core:
             store_u32(&target.failures_max, service.failures_max)
             store_i64(&target.ejection, service.ejection)
             if not service.is_passive:
-                readmit(self.engine, target)
+                readmit(self.engine, target, 0)
 
     cdef void change_removal(self, Dest *target, const Service *service) noexcept:
         if target.on_removal == REMOVAL_DRAIN and service.on_removal != REMOVAL_DRAIN:
@@ -899,7 +899,7 @@ cdef class Core:
         for id in removed_ids:
             store_i64(&dest_of(&self.engine.destinations, id).reset_at, 0)
             dest_of(&self.engine.destinations, id).removed = True
-            readmit(self.engine, dest_of(&self.engine.destinations, id))
+            readmit(self.engine, dest_of(&self.engine.destinations, id), 0)
         for id in restored_ids:
             dest_of(&self.engine.destinations, id).removed = False
         exchange_ptr(<void **>&self.engine.snapshot, snapshot)

@@ -2,14 +2,16 @@
 #
 # Until its destination has answered, a connection is CONN_TRIED, and packets of it come here: they
 # all take the long way, since it is not established. What counts as a failure is a reset or an ICMP
-# error instead of the answer to the client's SYN, the client's second try, or no answer at all.
+# error instead of the answer to the client's SYN, the client's second try, or no answer at all. But
+# silence is one only if the destination answered nobody since the client asked.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
+from svcdp._core.checksum cimport transport_checksum
 from svcdp._core.hashing cimport fold
-from svcdp._core.load cimport is_available, is_ejected
+from svcdp._core.load cimport available_weight, is_available, is_ejected, member_at
 from svcdp._core.memory cimport load32, ntohl
 from svcdp._core.random cimport next_random
-from svcdp._core.sched cimport SCHEDULER_DH, SCHEDULER_MH
+from svcdp._core.sched cimport SCHEDULER_DH, SCHEDULER_MH, SCHEDULER_NONE
 from svcdp._core.worker cimport *
 
 cdef extern from *:
@@ -19,6 +21,12 @@ cdef extern from *:
 cdef enum:
     SEQUENCE = 4               # offsets in the TCP header
     ACKNOWLEDGMENT = 8
+    DATA_OFFSET = 12
+
+    # A SYN with fewer hops left may not get to the destination, and a longer one not through.
+    HOPS_MIN = 8
+    LENGTH_MAX = 576           # bytes (RFC 791: what every host takes)
+    FAST_OPEN_MAX = 65535      # bytes in a SYN (RFC 7413) that its answer may acknowledge too
 
 
 cdef inline int64_t ejection_time(const Dest *target) noexcept nogil:
@@ -41,7 +49,7 @@ cdef inline void eject(
     if not is_ejected(target) and ejected.count < EJECTED_MAX:
         ejected.ids[ejected.count] = target.id
         ejected.count += 1
-        target.ejected_until = now + ejection_time(target)
+        store_i64(&target.asked_from, now + ejection_time(target))
         target.ejections += 1
         store_u32(&target.failures, 0)
         or_u8(&target.unavailable, EJECTED)
@@ -61,6 +69,14 @@ cdef inline void blame(
         eject(engine, worker, target, now)
 
 
+cdef inline void blame_silence(
+    Engine *engine, Worker *worker, Dest *target, int64_t asked, int64_t now
+) noexcept nogil:
+    """The same of a client that heard nothing since it asked: who answered others is there."""
+    if asked >= load_i64(&target.asked_from):
+        blame(engine, worker, target, now)
+
+
 cdef inline void lift(Engine *engine, uint32_t index) noexcept nogil:
     """End an ejection. The lock is held."""
     cdef Ejected *ejected = &engine.ejected
@@ -70,13 +86,14 @@ cdef inline void lift(Engine *engine, uint32_t index) noexcept nogil:
     ejected.ids[index] = ejected.ids[ejected.count]
 
 
-cdef inline void readmit(Engine *engine, Dest *target) noexcept nogil:
+cdef inline void readmit(Engine *engine, Dest *target, int64_t now) noexcept nogil:
     """It answers after all, or is to be asked again: an ejection ends."""
     cdef Ejected *ejected = &engine.ejected
     cdef uint32_t i
     if likely(not is_ejected(target)):
         return
     spin_lock(&ejected.lock)
+    store_i64(&target.asked_from, now)
     for i in range(ejected.count):
         if ejected.ids[i] == target.id:
             lift(engine, i)
@@ -92,7 +109,7 @@ cdef inline void readmit_due(Engine *engine, int64_t now) noexcept nogil:
         return
     spin_lock(&ejected.lock)
     for i in range(ejected.count, 0, -1):
-        if dest_of(&engine.destinations, ejected.ids[i - 1]).ejected_until <= now:
+        if dest_of(&engine.destinations, ejected.ids[i - 1]).asked_from <= now:
             lift(engine, i - 1)
     spin_unlock(&ejected.lock)
 
@@ -102,6 +119,8 @@ cdef inline bint all_ejected(const Service *service) noexcept nogil:
     cdef const Member *member
     cdef uint32_t i
     cdef bint some = False
+    if service.scheduler == SCHEDULER_NONE:
+        return False
     for i in range(service.member_count):
         member = &service.members[i]
         if is_available(member):
@@ -139,18 +158,21 @@ cdef inline int32_t stand_in(const Service *service, const View *view) noexcept 
 
 
 cdef inline int32_t reconsider_member(
-    Engine *engine, Worker *worker, const Service *service, const View *view, int32_t member
+    Engine *engine, Worker *worker, const Service *service, const View *view, int32_t member,
+    int64_t now
 ) noexcept nogil:
     """Who serves instead of the member that a scheduler picked, or of nobody (-1)."""
     cdef uint32_t avoided = worker.avoided
     cdef uint32_t i
+    cdef uint64_t weight
     worker.avoided = 0
     if member < 0 and all_ejected(service):
         # They are better than nobody.
         for i in range(service.member_count):
-            readmit(engine, service.members[i].destination)
-        member = other_member(
-            service, <int32_t>(next_random(&worker.random) % service.member_count))
+            readmit(engine, service.members[i].destination, now)
+        weight = available_weight(service)
+        if weight:
+            member = member_at(service, 1 + next_random(&worker.random) % weight)
     elif member < 0:
         member = stand_in(service, view)
     if member >= 0 and service.members[member].destination.id == avoided:
@@ -158,16 +180,40 @@ cdef inline int32_t reconsider_member(
     return member
 
 
-cdef inline void try_out(Conn *conn, const uint8_t *data, const View *view) noexcept nogil:
+cdef inline bint is_plain_syn(const View *view) noexcept nogil:
+    return view.tcp_flags & TCP_STATE == TCP_SYN
+
+
+cdef inline bint is_sound(const svcdp_packet *packet, const View *view) noexcept nogil:
+    """Whether a SYN is one that the kernel forwards and a server answers. Otherwise silence says
+    nothing of the server: anybody can send what is dropped on its way or on arrival.
+    """
+    cdef const uint8_t *tcp = packet.data + view.transport
+    cdef uint32_t length = view.end - view.transport
+    cdef uint32_t header = tcp[DATA_OFFSET] >> 2 & 60
+    # No options, no extension headers, and not the first of some fragments.
+    if view.transport != (20 if view.words == 1 else 40) or view.fragment:
+        return False
+    if packet.data[8 if view.words == 1 else 7] < HOPS_MIN:
+        return False
+    if view.end > LENGTH_MAX or not 20 <= header <= length:
+        return False
+    return packet.flags & SVCDP_PACKET_CSUM_PARTIAL or transport_checksum(
+        view.source, view.destination, view.words, PROTOCOL_TCP, tcp, length) == 0
+
+
+cdef inline void try_out(
+    Conn *conn, const svcdp_packet *packet, const View *view
+) noexcept nogil:
     """See whether the destination answers the SYN that made the connection, which is locked.
     Replies of other methods than masq do not come this way.
     """
     if (
-        view.protocol == PROTOCOL_TCP and not view.quoted
-        and view.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN and method_of(conn) == METHOD_MASQ
+        view.protocol == PROTOCOL_TCP and not view.quoted and is_plain_syn(view)
+        and method_of(conn) == METHOD_MASQ and is_sound(packet, view)
     ):
         conn.flags |= CONN_TRIED
-        conn.extra = load32(data + view.transport + SEQUENCE)
+        conn.extra = load32(packet.data + view.transport + SEQUENCE)
         conn.is_blamed = False
 
 
@@ -192,23 +238,22 @@ cdef inline bint is_unreachable(const uint8_t *data, const View *view) noexcept 
     return icmp_type == 1
 
 
-cdef inline bint is_retry(
-    const Engine *engine, const Conn *conn, int64_t now
-) noexcept nogil:
-    """Whether the SYN before this one had time to be answered."""
-    cdef int64_t last = conn.deadline - engine.timeouts[conn.timeouts][conn.state]
-    return now - last >= RETRY_AFTER
+cdef inline int64_t asked_at(const Engine *engine, const Conn *conn) noexcept nogil:
+    """When the SYN of a CONN_TRIED connection came, the newest."""
+    return conn.deadline - engine.timeouts[conn.timeouts][conn.state]
 
 
 cdef inline bint moves_on(
-    Engine *engine, Worker *worker, Conn *conn, const uint8_t *data, const View *view,
+    Engine *engine, Worker *worker, Conn *conn, const svcdp_packet *packet, const View *view,
     uint32_t direction, int64_t now
 ) noexcept nogil:
     """What a packet says of the destination of a CONN_TRIED connection, which is locked. True:
     nothing, and the client asks again: it is to get another one.
     """
+    cdef const uint8_t *data = packet.data
     cdef uint32_t flags = view.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)
     cdef const uint8_t *tcp = data + view.transport
+    cdef int64_t asked
     cdef Dest *target = dest_of(&engine.destinations, conn.destination)
     if view.quoted:
         # parse() made sure of the ports only.
@@ -221,27 +266,36 @@ cdef inline bint moves_on(
             blame_once(engine, worker, conn, now)
         return False
     if direction == FROM_DESTINATION:
-        if not flags & TCP_ACK or ntohl(load32(tcp + ACKNOWLEDGMENT)) != ntohl(conn.extra) + 1:
+        if not flags & TCP_ACK or <uint32_t>(
+            ntohl(load32(tcp + ACKNOWLEDGMENT)) - ntohl(conn.extra) - 1
+        ) > FAST_OPEN_MAX:
             return False
         if flags & TCP_RST:
             blame_once(engine, worker, conn, now)
         elif flags & TCP_SYN:
             store_u32(&target.failures, 0)
             target.ejections = 0
-            readmit(engine, target)
+            if is_ejected(target):
+                readmit(engine, target, now)
+            else:
+                store_i64(&target.asked_from, now)
         else:
             return False
         end_trial(conn)
         return False
-    if flags != TCP_SYN:
+    if not is_plain_syn(view):
         return False
     if load32(tcp + SEQUENCE) != conn.extra:
-        conn.extra = load32(tcp + SEQUENCE)
-        conn.is_blamed = False
+        if is_sound(packet, view):
+            conn.extra = load32(tcp + SEQUENCE)
+            conn.is_blamed = False
         return False
-    if not is_retry(engine, conn, now):
+    asked = asked_at(engine, conn)
+    if now - asked < RETRY_AFTER:
         return False
-    blame_once(engine, worker, conn, now)
+    if not conn.is_blamed:
+        conn.is_blamed = True
+        blame_silence(engine, worker, target, asked, now)
     worker.avoided = conn.destination
     worker.retries += 1
     return True

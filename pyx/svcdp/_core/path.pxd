@@ -96,7 +96,7 @@ cdef inline Conn *route(
             if conn.flags & CONN_WATCHED:
                 start_grace(engine, conn, now)
             if conn.flags & CONN_TRIED and moves_on(
-                engine, worker, conn, packet.data, view, direction, now
+                engine, worker, conn, packet, view, direction, now
             ):
                 found = FORGET
         if unlikely(found == DROP):
@@ -133,6 +133,7 @@ cdef inline Conn *route(
                 conn = new_connection(
                     engine, worker, snapshot, service, packet, view, now, &reason)
             if conn is NULL:
+                worker.avoided = 0
                 return NULL
         if likely(reason == SVCDP_REASON_NEW and is_simple(engine, conn, view)):
             return conn

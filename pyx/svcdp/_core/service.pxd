@@ -87,7 +87,7 @@ cdef struct Dest:
     # See passive.pxd.
     int64_t ejection           # ns of the first one in a row; 0: never ejected
     int64_t ejection_max
-    int64_t ejected_until
+    int64_t asked_from         # end of its ejection, or its last answer: who asked before is past
     int64_t failed_at          # when a connection was last left without an answer
     uint32_t failures_max      # in a row, until it is ejected
     uint32_t failures          # in a row

@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from svcdp._core.affinity cimport let_go
-from svcdp._core.passive cimport blame, readmit_due
+from svcdp._core.passive cimport asked_at, blame_silence, readmit_due
 from svcdp._core.random cimport next_random
 from svcdp._core.record cimport helper_release
 from svcdp._core.worker cimport *
@@ -104,11 +104,14 @@ cdef inline void sweep_record(
 ) noexcept nogil:
     cdef bint over, is_unanswered
     cdef uint32_t id
+    cdef int64_t asked = 0
     if load_u8(&conn.protocol) == CONN_FREE:
         return
     if load_i64(&conn.deadline) > now and not load_u16(&conn.flags) & CONN_WATCHED:
         return
     spin_lock(&conn.lock)
+    if unlikely(conn.flags & CONN_TRIED):
+        asked = asked_at(engine, conn)
     if is_orphan(engine, conn):
         conn.deadline = now
     elif conn.deadline <= now and controls(engine, conn):
@@ -121,7 +124,7 @@ cdef inline void sweep_record(
     id = conn.destination
     spin_unlock(&conn.lock)
     if over and expire(engine, worker, conn, words, now) and unlikely(is_unanswered):
-        blame(engine, worker, dest_of(&engine.destinations, id), now)
+        blame_silence(engine, worker, dest_of(&engine.destinations, id), asked, now)
 
 
 cdef inline uint32_t next_record(uint32_t index, uint32_t fresh) noexcept nogil:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import wire
 from bench import CLIENT, SECOND, VIRTUAL, Bench
+from partial import CSUM_PARTIAL, packets_of
 
 import svcdp
 from svcdp import DestinationSpec, PassiveHealth, Reason, SourceRule, Verdict
@@ -97,7 +98,8 @@ def test_what_does_not_fit_the_syn_says_nothing(flags: str) -> None:
     """Who does not know the sequence number cannot have a destination ejected."""
     bench = Trial()
     syn = bench.syn()
-    bench.answer(syn, flags, isn=7)
+    bench.answer(syn, flags, isn=ISN - 1)
+    bench.answer(syn, flags, isn=ISN + 0x10000)
     if flags in ("R", "A"):
         bench.answer(syn, flags)
     assert bench.ejected() == set()
@@ -159,6 +161,82 @@ def test_silence() -> None:
     bench.now += 61 * SECOND
     bench.dp.sweep()
     assert bench.ejected() == {syn.destination}
+
+
+def test_silence_of_who_answered_others() -> None:
+    """What is known late of a time when it was not there says nothing of it now."""
+    bench = Trial(ONE, health=ONCE)
+    for port in range(10):
+        bench.syn(port + 1)
+    bench.now += 30 * SECOND
+    bench.picks(1)
+    bench.now += 31 * SECOND
+    bench.dp.sweep()
+    assert bench.dp.stats().connections == 1
+    assert bench.dp.services()[0].destinations[0].failures == 0
+    # Nor is who asked before the end of an ejection a reason for the next.
+    bench.now += 1000 * SECOND
+    bench.syn(20)
+    bench.refuse(21)
+    bench.now += 61 * SECOND
+    bench.dp.sweep()
+    assert bench.dp.stats().ejections == 1
+
+
+def unsound(name: str, port: int) -> bytearray:
+    """A SYN that no server sees or answers."""
+    payload = bytes(600) if name == "long" else b""
+    flags = "SF" if name == "FIN" else "S"
+    numbers = (ISN, 0)
+    packet = wire.packet("tcp", CLIENT[4], port, VIRTUAL[4], 80, flags, payload, numbers=numbers)
+    if name == "checksum":
+        packet[36] ^= 1
+    elif name == "hops":
+        packet[8] = 3
+    elif name == "options":
+        packet = bytearray([0x46, *packet[1:20], 1, 1, 1, 0, *packet[20:]])
+        packet[3] += 4
+    elif name == "data offset":
+        packet[32] = 0xF0
+    packet[10:12] = bytes(2)
+    header = 4 * (packet[0] & 15)
+    packet[10:12] = wire.internet_checksum(bytes(packet[:header])).to_bytes(2, "big")
+    return packet
+
+
+@pytest.mark.parametrize("name", ["checksum", "hops", "long", "options", "data offset", "FIN"])
+def test_silence_after_what_nobody_answers(name: str) -> None:
+    """Or a stranger could have whoever it likes ejected."""
+    bench = Trial()
+    for _ in range(3):
+        for port in range(1, 10):
+            bench.dp.process(unsound(name, port))
+        bench.now += SECOND
+    bench.now += 100 * SECOND
+    bench.dp.sweep()
+    assert bench.dp.stats().connections == 0
+    assert (bench.dp.stats().ejections, bench.dp.stats().retries) == (0, 0)
+
+
+def test_an_unsound_syn_does_not_begin_anew() -> None:
+    bench = Trial()
+    first = bench.syn(isn=ISN - 5)
+    bench.now += SECOND
+    assert bench.dp.process(unsound("checksum", 40000)).destination == first.destination
+    bench.answer(first, "RA", isn=ISN - 5)
+    assert bench.ejected() == {first.destination}
+
+
+def test_a_syn_that_the_host_left_a_checksum_to_do() -> None:
+    """As the kernel hands over what this host sends."""
+    bench = Trial()
+    batch = svcdp.PacketBatch(1, 2048)
+    batch.append(unsound("checksum", 7))
+    packets_of(batch)[0].flags |= CSUM_PARTIAL
+    bench.dp.process_batch(batch)
+    bench.now += 61 * SECOND
+    bench.dp.sweep()
+    assert bench.dp.stats().ejections == 1
 
 
 def test_the_end_of_an_answered_connection_is_none() -> None:
@@ -248,6 +326,29 @@ def test_an_answered_syn_is_not_moved() -> None:
     bench.now += SECOND
     again = bench.syn()
     assert (again.reason, again.destination) == (Reason.ESTABLISHED, first.destination)
+
+
+def test_an_answer_to_data_too() -> None:
+    """TCP Fast Open (RFC 7413): the SYN has data, and its answer acknowledges them."""
+    bench = Trial()
+    first = bench.syn()
+    assert bench.answer(first, isn=ISN + 100).reason == Reason.REPLY
+    bench.now += SECOND
+    again = bench.syn()
+    assert (again.reason, again.destination) == (Reason.ESTABLISHED, first.destination)
+
+
+def test_a_retry_that_is_turned_away() -> None:
+    """The next client does not pay for it."""
+    other = "192.0.2.77"
+    bench = Trial(persistence=100, scheduler="fo", health=PassiveHealth())
+    bound = bench.syn(1, client=other)
+    bench.answer(bound, port=1, client=other)
+    assert bench.syn().destination == bound.destination
+    bench.serve(*ALL, **bench.fields, rules=(SourceRule(sources=(f"{other}/32",)),))
+    bench.now += SECOND
+    assert bench.syn().reason == Reason.SOURCE_RANGE
+    assert bench.syn(2, client=other).destination == bound.destination
 
 
 def test_nobody_else_is_there() -> None:
@@ -346,6 +447,27 @@ def test_all_are_asked_again_if_none_is_left() -> None:
     assert bench.dp.explain(f"tcp {CLIENT[4]}:1 -> {VIRTUAL[4]}:80").action == "forward"
     assert bench.syn(4).verdict == Verdict.FORWARD
     assert bench.ejected() == set()
+
+
+def test_all_are_asked_again_by_weight() -> None:
+    bench = Trial((*ONE, 1), (*TWO, 0), (*THREE, 10_000), scheduler="random")
+    for _ in range(8):
+        bench.now += 1000 * SECOND
+        bench.picks(1)
+        while len(bench.ejected()) < 2:
+            bench.refuse(1)
+        assert bench.syn(2).destination == THREE
+
+
+def test_a_service_that_serves_nobody_asks_nobody_again() -> None:
+    bench = Trial()
+    for port in (1, 2, 3):
+        bench.refuse(port)
+    bench.serve(*ALL, **bench.fields, scheduler="none")
+    assert bench.ejected() == set(ALL)
+    assert bench.dp.explain(f"tcp {CLIENT[4]}:1 -> {VIRTUAL[4]}:80").action == "reject"
+    assert bench.syn(4).reason == Reason.NO_DESTINATION
+    assert bench.ejected() == set(ALL)
 
 
 def test_who_has_no_weight_is_not_asked() -> None:
