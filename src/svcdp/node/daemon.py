@@ -13,6 +13,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -77,7 +78,16 @@ def run(config: NodeConfig, reread: Callable[[], NodeConfig] | None = None) -> N
     if config.netns:
         netns.enter(config.netns)
     gc.set_threshold(*GC_THRESHOLDS)
+    _allow_descriptors()
     asyncio.run(_Daemon(config, reread).main())
+
+
+def _allow_descriptors() -> None:
+    """As many as may be: each relayed port takes one, and each relayed connection two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    log.debug("file descriptors", extra={"limit": hard})
 
 
 class _Daemon:

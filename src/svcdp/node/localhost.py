@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 FAILED = "FailedToListenAtLocalhost"
 MAX_CONNECTIONS = 1024
+#: Seconds. The relay says when a connection is over: then it is forgotten at once, and not before.
+TIMEOUTS = {"established": 1 << 30, "close": 1e-9}
+#: Records looked at with each end: those that are over never fill the table.
+SWEEP = 16
 #: Of a client that nobody is: to ask whether one would be served.
 ANY_PORT = 1
 
@@ -45,8 +49,10 @@ class LocalhostNodePorts:
     def __init__(self, mode: Sink, record: Recorder) -> None:
         self._mode = mode
         self._record = record
-        self._dataplane = Dataplane(2 * MAX_CONNECTIONS)  # some wait to be forgotten
+        # Affinity may take half of it, and some wait to be forgotten.
+        self._dataplane = Dataplane(4 * MAX_CONNECTIONS, timeouts=TIMEOUTS)
         self._relay = TcpRelay(self._pick, limit=MAX_CONNECTIONS)
+        self._served: dict[Place, ServiceSpec] = {}
         self._failed: dict[Key, str] = {}
 
     def update(self, specs: Iterable[ServiceSpec], removed: Iterable[Key]) -> None:
@@ -57,14 +63,21 @@ class LocalhostNodePorts:
             [spec for spec in specs if not _is_own(spec.key)],
             [key for key in removed if not _is_own(key)],
         )
-        self._dataplane.update(own, [key for key in removed if _is_own(key) and key[2] == "tcp"])
+        gone = [key for key in removed if _is_own(key) and key[2] == "tcp"]
+        self._dataplane.update(own, gone)
+        for key in gone:
+            self._served.pop(key[:2], None)
+        for spec in own:
+            if self._is_served(spec):
+                self._served[spec.key[:2]] = spec
+            else:
+                self._served.pop(spec.key[:2], None)
 
     def listen(self) -> None:
         """Listen where somebody would serve, and nowhere else. A port that cannot be opened is an
         event, once, and tried again by the next call. For the event loop's thread.
         """
-        specs = [status.spec for status in self._dataplane.services()]
-        wanted = {spec.key[:2]: spec for spec in specs if self._is_served(spec)}
+        wanted = self._served.copy()  # update() is another thread's
         for place in self._relay.places - wanted.keys():
             self._relay.leave(place)
         failed: dict[Key, str] = {}
@@ -102,6 +115,7 @@ class LocalhostNodePorts:
             yield list(dict.fromkeys(places))
         finally:
             self._dataplane.process(_segment(client, place, RST))
+            self._dataplane.sweep(SWEEP)
 
 
 def _is_own(key: Key) -> bool:
@@ -112,7 +126,13 @@ def _relayed(spec: ServiceSpec) -> ServiceSpec:
     """The kernel gives connections their source, and nobody sees the servers' packets."""
     rules = tuple(replace(rule, masquerade=False) for rule in spec.rules)
     return replace(
-        spec, rules=rules, masquerade_address=None, passive_health=None, helper="", last_port=0
+        spec,
+        rules=rules,
+        masquerade_address=None,
+        passive_health=None,
+        helper="",
+        last_port=0,
+        timeouts=(),
     )
 
 

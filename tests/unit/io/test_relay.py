@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import resource
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -97,6 +99,11 @@ def run(test: Awaitable[None]) -> None:
             await test
 
     asyncio.run(within_time())
+
+
+def said(caplog: pytest.LogCaptureFixture) -> set[str]:
+    """What the relay logged."""
+    return {each.message for each in caplog.records if each.name == "svcdp.io.relay"}
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
@@ -287,7 +294,6 @@ def test_places_come_and_go_and_connections_stay() -> None:
             assert await reader.read(1) == b"a"
             bench.relay.leave(bench.place)
             assert bench.relay.places == set()
-            await asyncio.sleep(0)  # the task that listens hears of it
             with pytest.raises(ConnectionRefusedError):
                 await bench.connect()
             writer.write(b"b")
@@ -301,6 +307,118 @@ def test_places_come_and_go_and_connections_stay() -> None:
             writer.close()
 
     run(test())
+
+
+def test_idle_places_take_nothing_from_the_limit() -> None:
+    async def test() -> None:
+        async with serving(echo) as server:
+
+            @contextmanager
+            def pick(place: Place, client: Place) -> Iterator[list[Place]]:
+                yield [server]
+
+            relay = TcpRelay(pick, limit=2)
+            places = [free_place() for _ in range(8)]
+            for place in places:
+                relay.listen(place)
+            reader, writer = await asyncio.open_connection(*places[-1])
+            writer.write(b"y")
+            assert await reader.read(1) == b"y"
+            writer.close()
+            clients = [await asyncio.open_connection(*place) for place in places]
+            for _, writer in clients:  # two at a time
+                writer.write(b"x")
+                writer.write_eof()
+            for reader, writer in clients:
+                assert await reader.read(-1) == b"x"
+                writer.close()
+            await relay.close()
+
+    run(test())
+
+
+def test_who_comes_while_a_place_is_left_does_not_wait() -> None:
+    async def test() -> None:
+        async with serving(echo) as server, Bench(server) as bench:
+            with socket.create_connection(bench.place) as early:
+                early.setblocking(False)
+                bench.relay.leave(bench.place)
+                bench.relay.listen(bench.place)
+                with pytest.raises(ConnectionResetError):
+                    await asyncio.get_running_loop().sock_recv(early, 1)
+            reader, writer = await bench.connect()
+            writer.write(b"x")
+            assert await reader.read(1) == b"x"
+            writer.close()
+
+    run(test())
+
+
+def test_many_dead_servers_do_not_hold_a_client() -> None:
+    async def test() -> None:
+        with silent_place() as silent:
+            async with Bench(
+                *[silent] * 50, connect_timeout=DEADLINE, connect_deadline=0.2
+            ) as bench:
+                reader, writer = await bench.connect()
+                with pytest.raises(ConnectionResetError):
+                    await reader.read(1)
+                writer.close()
+
+    run(test())
+
+
+def test_no_descriptor_for_a_server(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    @contextmanager
+    def pick(place: Place, client: Place) -> Iterator[list[Place]]:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socket", none_left)
+            yield [("127.0.0.1", 1)]
+
+    async def test() -> None:
+        relay = TcpRelay(pick)
+        place = free_place()
+        relay.listen(place)
+        reader, writer = await asyncio.open_connection(*place)
+        with pytest.raises(ConnectionResetError):
+            await reader.read(1)
+        writer.close()
+        await relay.close()
+
+    run(test())
+    assert said(caplog) == set()
+
+
+def test_no_descriptor_for_a_client(caplog: pytest.LogCaptureFixture) -> None:
+    """It waits, and so do those behind it."""
+
+    async def test() -> None:
+        async with serving(echo) as server, Bench(server) as bench:
+            reader, writer = await bench.connect()
+            writer.write(b"x")
+            assert await reader.read(1) == b"x"
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with socket.socket() as late:
+                late.setblocking(False)
+                loop = asyncio.get_running_loop()
+                resource.setrlimit(resource.RLIMIT_NOFILE, (late.fileno(), hard))
+                try:
+                    await loop.sock_connect(late, bench.place)
+                    while not said(caplog):
+                        await asyncio.sleep(0.005)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                await loop.sock_sendall(late, b"y")
+                assert await loop.sock_recv(late, 1) == b"y"
+            writer.close()
+
+    run(test())
+    assert said(caplog) == {"cannot accept"}
 
 
 def test_the_end_waits_and_then_resets() -> None:

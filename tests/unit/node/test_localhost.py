@@ -121,6 +121,14 @@ def test_connections_count_while_they_last(bench: Bench) -> None:
     assert [each.active for each in service.destinations] == [0, 0]
 
 
+@pytest.mark.parametrize("fields", [{}, {"persistence": 100, "persistence_timed": True}])
+def test_no_connection_is_turned_away_for_those_that_ended(
+    bench: Bench, fields: dict[str, Any]
+) -> None:
+    bench.serve(ONE, timeouts=(("close", 60),), **fields)
+    assert all(bench.pick(port) == [ONE] for port in range(1, 10_000))
+
+
 def test_what_the_kernel_does_is_not_asked_for(bench: Bench) -> None:
     """Rules of masquerade have no source to give here, and nobody sees the servers' answers."""
     rules = (SourceRule(("127.0.0.0/8",), masquerade=True), SourceRule(on_empty="drop"))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,6 +179,25 @@ def test_the_order_of_a_life(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> N
     run_with(stage, monkeypatch, script)
     assert stage.events == ["bind", "serve", "apply 10.96.0.10", "ready", "remove", "unbind"]
     assert not (stage.folder / "run" / "admin.sock").exists()
+
+
+def test_it_takes_the_descriptors_that_it_may_have(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(main: Coroutine[Any, Any, None]) -> None:
+        main.close()
+        found.append(resource.getrlimit(resource.RLIMIT_NOFILE))
+
+    found: list[tuple[int, int]] = []
+    monkeypatch.setattr(daemon.asyncio, "run", run)
+    monkeypatch.setattr(daemon.gc, "set_threshold", lambda *_: None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))
+    try:
+        daemon.run(stage.config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found == [(hard, hard)]
 
 
 def test_a_signal_during_the_start(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
