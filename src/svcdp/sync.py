@@ -197,6 +197,14 @@ class Sync:
         if self._worker is not None:
             self._start(followed)
 
+    def renumber(self, addresses: Iterable[str]) -> None:
+        """The node has these addresses now: node ports and masquerading follow.
+
+        ConfigError where one is none.
+        """
+        self._tracker.renumber(addresses)
+        self._wake.set()
+
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call it with the Services that changed, or whose EndpointSlices did, each time that
         they are in force: in the event loop's thread, so it must be quick.

@@ -127,6 +127,23 @@ def test_only_what_differs_is_sent() -> None:
     run(test)
 
 
+def test_new_addresses_of_the_node_are_sent() -> None:
+    async def test() -> None:
+        mode, source = FakeMode(), FakeSource()
+        async with Sync(mode, NodeContext(addresses=["192.0.2.1"])) as sync:
+            sync.follow(source)
+            source.say(Change(objects=objects("web1")))
+            await sync.ready()
+            sync.renumber(["192.0.2.2"])
+            await sync.wait(1)
+            [(sent, removed)] = mode.calls[1:]
+            assert (sent, removed) == (["10.96.0.1"], [])
+            [spec] = mode.held.values()
+            assert spec.masquerade_address == "192.0.2.2"
+
+    run(test)
+
+
 def test_nothing_is_sent_before_every_source_was_listed() -> None:
     async def test() -> None:
         mode, first, second = FakeMode(), FakeSource("first"), FakeSource("second")

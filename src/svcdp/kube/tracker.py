@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from svcdp.errors import ManifestError, SvcdpError
 from svcdp.kube.claims import Claims, Key
@@ -32,7 +33,8 @@ class Tracker:
     def __init__(self, node: NodeContext) -> None:
         self.node = node
         self._given = node
-        self._heard = (0, 0)  # changes of Nodes and of ServiceCIDRs that count
+        #: Changes of Nodes and of ServiceCIDRs that count; None: look, whatever they are.
+        self._heard: tuple[int, int] | None = (0, 0)
         self.state = State()
         self.claims = Claims()
         self._new = self.claims.replace(NOBODY, resolve_node(node))
@@ -59,6 +61,13 @@ class Tracker:
         yield keys
         for ref in touched:
             yield self._resolve(ref)
+
+    def renumber(self, addresses: Iterable[str]) -> None:
+        """The node has these addresses now, which the next changes take into account. ConfigError
+        where one is none.
+        """
+        self._given = replace(self._given, addresses=addresses)
+        self._heard = None
 
     def spec(self, key: Key) -> ServiceSpec | None:
         """The spec in force for a key; None: nobody's."""

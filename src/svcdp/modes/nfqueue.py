@@ -33,10 +33,11 @@ class NfqueueMode:
     def __init__(self, dataplane: Dataplane, rules: Backend, plan: CapturePlan) -> None:
         self._dataplane = dataplane
         self._rules = rules
-        self._plan = plan
+        self._plan = self._given = plan
         self._onward = Onward(rules, plan)
         self._lock = threading.Lock()
         self._installed = False
+        self._renumbered = False  # routes do not know of the node's addresses yet
         # What the kernel was told. None: not known, because a change failed.
         self._held: set[Item] | None = None
         # What is served, how many services need an item, and items that some do not need any more
@@ -66,6 +67,16 @@ class NfqueueMode:
         with self._lock:
             self._serve(self._onward.complete(specs), removed)
             self._onward.keep(specs, removed)
+
+    def renumber(self, addresses: Iterable[str]) -> None:
+        """The node has these addresses now. What depends on them follows in :meth:`trim`."""
+        with self._lock:
+            plan = dataclasses.replace(self._given, addresses=tuple(addresses))
+            # A family of which there is none now must not cost the other its rules.
+            dialled = tuple(cidr for cidr in plan.service_cidrs if plan.source_of(cidr))
+            self._plan = dataclasses.replace(plan, service_cidrs=dialled)
+            self._onward.plan = self._plan
+            self._renumbered = True
 
     def trim(self) -> None:
         """Follow the kernel's routes, and stop capturing for what was removed and has no
@@ -111,6 +122,9 @@ class NfqueueMode:
         return items_of(self._dataplane.draining()).union(needed)
 
     def _follow_routes(self) -> None:
+        if self._installed and self._renumbered:
+            self._rules.reroute(self._plan)
+            self._renumbered = False
         if changed := self._onward.refresh():
             self._serve(changed, ())
         hops = frozenset(self._onward.hops())

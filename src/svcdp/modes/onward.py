@@ -33,7 +33,7 @@ class Onward:
 
     def __init__(self, rules: Backend, plan: CapturePlan) -> None:
         self._rules = rules
-        self._plan = plan
+        self.plan = plan  #: Whose addresses are the sources of tunnels.
         self._specs: dict[tuple[str, int, str], ServiceSpec] = {}  # as they were given
         self._paths: dict[str, Path | None] = {}
         self._marks: dict[str, int] = {}  # by address
@@ -98,7 +98,7 @@ class Onward:
         if each.tunnel.source:
             source: str | None = each.tunnel.source
         else:
-            source = path.source if path else self._plan.source_of(each.address)
+            source = path.source if path else self.plan.source_of(each.address)
         if not source:
             log.warning(
                 "no source address for a tunnel", extra={"service": spec, "to": each.address}
@@ -110,7 +110,7 @@ class Onward:
     def _mark(self, address: str) -> int:
         """The mark of a next hop: the first that no other of its IP version has."""
         if address not in self._marks:
-            mask = self._plan.hop_marks
+            mask = self.plan.hop_marks
             family = family_of(address)
             taken = {mark for other, mark in self._marks.items() if family_of(other) == family}
             first = mask & -mask

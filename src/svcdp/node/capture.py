@@ -32,6 +32,9 @@ class NoRules(Backend):
     def refresh(self, plan: CapturePlan) -> None:
         """Nothing to do."""
 
+    def reroute(self, plan: CapturePlan) -> None:
+        """Nothing to do."""
+
     def paths(self, addresses: Iterable[str]) -> Mapping[str, Path]:
         """As the kernel has them."""
         return find_paths(addresses)

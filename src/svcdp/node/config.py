@@ -83,7 +83,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     ] = ""
     addresses: Annotated[
         tuple[Address, ...],
-        Meta(description="the node's addresses (default: those of its interfaces at start)"),
+        Meta(
+            description="the node's addresses (default: those of its interfaces, as they come"
+            " and go)"
+        ),
     ] = ()
     pod_cidrs: Annotated[
         tuple[Cidr, ...],

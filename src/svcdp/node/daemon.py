@@ -38,7 +38,7 @@ from svcdp.node.health import Health
 from svcdp.node.ipvs import IpvsServices, IpvsViews
 from svcdp.node.localhost import LocalhostNodePorts
 from svcdp.node.metrics import Metrics
-from svcdp.node.network import claim_netns, discover_addresses
+from svcdp.node.network import AddressWatch, claim_netns, discover_addresses
 from svcdp.node.servicehealth import ServiceHealth
 from svcdp.node.state import ConnectionStore
 from svcdp.node.syncing import peers, sync_daemon
@@ -57,6 +57,7 @@ DRAIN_TIME = 2.0  # seconds for packets that were in the queues when the rules w
 DRAIN_STEP = 0.02  # seconds between two looks at the queues
 #: Young objects nearly all stay while a cluster is read: Python's 700 would look at them too often.
 GC_THRESHOLDS = (50_000, 20, 20)
+NO_ADDRESSES = "this node has no addresses: no node ports, no masquerading"
 FIRST_RETRY = 0.5  # seconds until a failed update is tried again
 
 
@@ -144,11 +145,12 @@ class _Daemon:
 
     async def _serve(self) -> None:
         config = self._config
-        addresses = config.addresses or await asyncio.to_thread(discover_addresses)
-        if not addresses:
-            log.warning("this node has no addresses: no node ports, no masquerading")
         backend = await asyncio.to_thread(choose_backend, config)
         async with contextlib.AsyncExitStack() as undo:
+            watch = undo.enter_context(AddressWatch())  # before the first look
+            addresses = config.addresses or await asyncio.to_thread(discover_addresses)
+            if not addresses:
+                log.warning(NO_ADDRESSES)
             undo.enter_context(claim_netns())
             undo.callback(self._workers.stop)
             if self._client is not None:
@@ -257,6 +259,9 @@ class _Daemon:
                 },
             )
             undo.push_async_callback(_end, asyncio.create_task(_tell(sync, ports, localhost)))
+            if not config.addresses:
+                following = self._follow_addresses(watch, addresses, sync, mode, health)
+                undo.push_async_callback(_end, asyncio.create_task(following))
             await self._attend(sync, mode, health, web)
 
     def _dns_thread(self) -> DnsThread | None:
@@ -300,6 +305,34 @@ class _Daemon:
                 log.info("in force", extra={"generation": generation, **sync.counts._asdict()})
             if watchdog:
                 notify("WATCHDOG=1")
+
+    async def _follow_addresses(
+        self,
+        watch: AddressWatch,
+        known: tuple[str, ...],
+        sync: Sync,
+        mode: NfqueueMode,
+        health: Health,
+    ) -> None:
+        """Have node ports, masquerading and routes go by the addresses that the node has."""
+        while True:
+            await watch.wait(TICK)
+            try:
+                addresses = await asyncio.to_thread(discover_addresses)
+            except Exception:  # of netlink, or a bug: the next change may do
+                log.exception("this node's addresses cannot be read")
+                continue
+            # Also if they are the same: one that went and came took its routes along.
+            await asyncio.to_thread(mode.renumber, addresses)
+            health.rules_error = await _trim(mode)
+            if addresses == known:
+                continue
+            known = addresses
+            log.info("this node's addresses changed", extra={"addresses": ",".join(known)})
+            if not known:
+                log.warning(NO_ADDRESSES)
+            if self._ipvs is None:
+                sync.renumber(known)
 
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import socket
+from typing import Self
 
 from svcdp.errors import ConflictError
 from svcdp.node.values import Address
 
-__all__ = ["claim_netns", "discover_addresses"]
+__all__ = ["AddressWatch", "claim_netns", "discover_addresses"]
 
 IFA_F_DEPRECATED = 0x20  # linux/if_addr.h
+LOOPBACK_IFINDEX = 1  # include/net/net_namespace.h
 MAIN_TABLE = 254  # linux/rtnetlink.h, RT_TABLE_MAIN
+#: linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+ADDRESS_GROUPS = 0x10 | 0x100
+SOL_NETLINK, NETLINK_NO_ENOBUFS = 270, 5  # linux/netlink.h
+MESSAGE_MAX = 1 << 15  # bytes; what a netlink datagram has at most
 
 
 def claim_netns() -> socket.socket:
@@ -34,9 +42,9 @@ def claim_netns() -> socket.socket:
 def discover_addresses() -> tuple[Address, ...]:
     """Addresses of this namespace's interfaces that others can reach.
 
-    Those of an interface with a default route come first: the first of each family is
-    the node's primary one. Must not be called in an event loop's thread (pyroute2 runs
-    a loop of its own).
+    Those of an interface with a default route come first, and those of the loopback interface,
+    which are virtual ones, last: the first of each family is the node's primary one. Must not
+    be called in an event loop's thread (pyroute2 runs a loop of its own).
     """
     from pyroute2 import IPRoute  # type: ignore[import-untyped]  # slow, hence late
 
@@ -44,9 +52,40 @@ def discover_addresses() -> tuple[Address, ...]:
         routes = netlink.get_routes(dst_len=0, table=MAIN_TABLE)
         defaults = {route.get_attr("RTA_OIF") for route in routes}
         entries = [entry for entry in netlink.get_addr() if not entry["flags"] & IFA_F_DEPRECATED]
-    entries.sort(key=lambda entry: entry["index"] not in defaults)
+    entries.sort(key=lambda e: (e["index"] not in defaults, e["index"] == LOOPBACK_IFINDEX))
     # IFA_ADDRESS is the peer's on point-to-point links; only IPv4 has an IFA_LOCAL everywhere.
     texts = [entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS") for entry in entries]
     addresses = map(ipaddress.ip_address, texts)
     usable = [Address(str(a)) for a in addresses if not (a.is_loopback or a.is_link_local)]
     return tuple(dict.fromkeys(usable))
+
+
+class AddressWatch:
+    """Knows that addresses of this namespace's interfaces came or went, not which. A context
+    manager, for one task. What happens from its making on is known.
+    """
+
+    def __init__(self) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        try:
+            # Of more than fits it is enough to know some.
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)
+            self._socket.bind((0, ADDRESS_GROUPS))
+        except OSError:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._socket.close()
+
+    async def wait(self, settle: float) -> None:
+        """Until something happened, and ``settle`` seconds longer for what comes with it."""
+        await asyncio.get_running_loop().sock_recv(self._socket, MESSAGE_MAX)
+        await asyncio.sleep(settle)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._socket.recv(MESSAGE_MAX)

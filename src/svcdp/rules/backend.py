@@ -57,6 +57,10 @@ class Backend(abc.ABC):
         """Follow the kernel's routes to the next hops of a plan."""
 
     @abc.abstractmethod
+    def reroute(self, plan: CapturePlan) -> None:
+        """Make the routes of a plan that was applied with other addresses of this host."""
+
+    @abc.abstractmethod
     def paths(self, addresses: Iterable[str]) -> Mapping[str, Path]:
         """How packets reach these addresses from here; without those that have no route."""
 
@@ -99,6 +103,9 @@ class KernelBackend(Backend):
 
     def refresh(self, plan: CapturePlan) -> None:
         self._report(call_in(self._netns, partial(hops.refresh, plan.hops, _field(plan))))
+
+    def reroute(self, plan: CapturePlan) -> None:
+        call_in(self._netns, partial(routes.add, plan))
 
     def paths(self, addresses: Iterable[str]) -> Mapping[str, Path]:
         return call_in(self._netns, partial(find_paths, addresses))

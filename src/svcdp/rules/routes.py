@@ -14,6 +14,8 @@ recognised by their protocol number.
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
 from svcdp.errors import RulesError
 from svcdp.rules.plan import CapturePlan, family_of
 from svcdp.rules.tools import decode, run, understanding
@@ -46,21 +48,21 @@ def commands(plan: CapturePlan) -> list[list[str]]:
 
 
 def add(plan: CapturePlan) -> None:
-    """Make the routes of a plan, and no others. What is local and stays so is so all the time."""
-    _flush("main")
+    """Make the routes of a plan, and no others. What stays is there all the time."""
     for argv in commands(plan):
         run(argv)
     for family in ("-4", "-6"):
-        printed = run(["ip", "-json", family, *_shown("local")])
-        with understanding("ip -json"):
-            gone = {route["dst"] for route in decode(printed)} - dict(plan.hosted).keys()
-        for address in gone:
-            run(["ip", family, "route", "delete", "local", address, "table", "local"])
+        for gone in _made(family, "main") - set(map(ip_network, plan.service_cidrs)):
+            run(["ip", family, "route", "delete", str(gone), "proto", str(PROTOCOL)])
+        for gone in _made(family, "local") - set(map(ip_network, dict(plan.hosted))):
+            run(["ip", family, "route", "delete", "local", str(gone), "table", "local"])
 
 
 def remove() -> None:
     """Remove all routes of ours, in all tables."""
-    _flush("all")
+    for family in ("-4", "-6"):
+        if _list(family, "all"):
+            run(["ip", family, "route", "flush", "table", "all", "proto", str(PROTOCOL)])
 
 
 def show() -> str:
@@ -68,10 +70,13 @@ def show() -> str:
     return _list("-4", "all") + _list("-6", "all")
 
 
-def _flush(table: str) -> None:
-    for family in ("-4", "-6"):
-        if _list(family, table):
-            run(["ip", family, "route", "flush", "table", table, "proto", str(PROTOCOL)])
+def _made(family: str, table: str) -> set[IPv4Network | IPv6Network]:
+    """Where our routes of a table lead."""
+    printed = run(["ip", "-json", family, *_shown(table)])
+    everywhere = "::/0" if family == "-6" else "0.0.0.0/0"
+    with understanding("ip -json"):
+        texts = [route["dst"] for route in decode(printed)]
+        return {ip_network(everywhere if text == "default" else text) for text in texts}
 
 
 def _list(family: str, table: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from svcdp.errors import ConfigError
 from svcdp.kube import Change, NodeContext
 from svcdp.kube.model import (
     Endpoint,
     EndpointPort,
     EndpointSlice,
     Node,
+    NodeAddress,
+    NodeStatus,
     ObjectMeta,
     Service,
     ServicePort,
@@ -151,6 +154,41 @@ def test_the_zone_is_what_the_own_node_says_now() -> None:
     said = Tracker(NodeContext(name="n1", zone="c"))
     said.apply([(0, "", node("a"))])
     assert said.node.zone == "c"
+
+
+def test_node_ports_follow_the_addresses_of_the_node() -> None:
+    spec = ServiceSpec(
+        type="NodePort",
+        cluster_ip="10.96.0.1",
+        ports=(ServicePort(name="http", port=80, node_port=30080),),
+    )
+    tracker = Tracker(NodeContext(name="n1", addresses=["192.0.2.1"]))
+    web = Service(metadata=ObjectMeta(name="web"), spec=spec)
+    tracker.apply([(0, "", Change(objects=(web, endpoints("web", "10.1.0.1"))))])
+    old, new = ("192.0.2.1", 30080, "tcp"), ("192.0.2.2", 30080, "tcp")
+    assert tracker.spec(old) is not None
+    tracker.renumber(["192.0.2.2"])
+    assert {old, new} <= tracker.apply([])
+    assert tracker.spec(old) is None
+    served = tracker.spec(new)
+    assert served is not None
+    assert served.masquerade_address == "192.0.2.2"
+    assert tracker.apply([]) == set()
+    with pytest.raises(ConfigError, match="addresses"):
+        tracker.renumber(["192.0.2.256"])
+    assert tracker.node.addresses == ("192.0.2.2",)
+
+
+def test_an_address_of_the_node_that_its_node_object_knew_before() -> None:
+    """The Node tells its primary address before the interface has it."""
+    status = NodeStatus(addresses=(NodeAddress(type="InternalIP", address="192.0.2.7"),))
+    node = Node(metadata=ObjectMeta(name="n1"), status=status)
+    tracker = Tracker(NodeContext(name="n1", addresses=["192.0.2.1"]))
+    tracker.apply([(0, "", Change(objects=(node,)))])
+    assert tracker.node.primary_address("IPv4") == "192.0.2.1"
+    tracker.renumber(["192.0.2.1", "192.0.2.7"])
+    tracker.apply([])
+    assert tracker.node.primary_address("IPv4") == "192.0.2.7"
 
 
 def test_a_bug_in_one_service_is_its_own(

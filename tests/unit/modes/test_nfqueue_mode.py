@@ -35,6 +35,7 @@ class Kernel(Backend):
         self.routes: dict[str, Path] = {}
         self.refreshed: list[Hop] = []
         self.lost = False  # whether routes cannot be asked for
+        self.dialled: dict[str, str | None] = {}  # the source by service CIDR
 
     def _call(self, name: str) -> None:
         if self.refuse:
@@ -59,6 +60,10 @@ class Kernel(Backend):
 
     def refresh(self, plan: CapturePlan) -> None:
         self.refreshed = plan.hops
+
+    def reroute(self, plan: CapturePlan) -> None:
+        self._call("reroute")
+        self.dialled = {cidr: plan.source_of(cidr) for cidr in plan.service_cidrs}
 
     def paths(self, addresses: Iterable[str]) -> Mapping[str, Path]:
         if self.lost:
@@ -208,6 +213,36 @@ def test_trim_brings_back_what_others_removed(
     assert {(record.message, record.__dict__["reason"]) for record in caplog.records} == {
         ("installing the capture rules again", "they are gone")
     }
+
+
+def test_routes_follow_the_addresses_of_the_node(bench: Bench) -> None:
+    four, six = "10.96.0.0/16", "fd00:10:96::/112"
+    plan = CapturePlan(service_cidrs=(four, six), addresses=("192.0.2.1", "2001:db8::1"))
+    mode = NfqueueMode(bench.dataplane, bench.kernel, plan)
+    mode.renumber(["192.0.2.1", "2001:db8::1"])
+    mode.trim()
+    assert bench.kernel.calls == [], "nothing is installed"
+    mode.install()
+    bench.kernel.refuse = True
+    with pytest.raises(RulesError):
+        mode.trim()
+    bench.kernel.refuse = False
+    mode.trim()
+    mode.trim()
+    assert bench.kernel.calls == ["apply", "reroute"]
+    assert bench.kernel.dialled == {four: "192.0.2.1", six: "2001:db8::1"}
+    mode.renumber(["192.0.2.2"])
+    mode.trim()
+    assert bench.kernel.dialled == {four: "192.0.2.2"}, "what has no source costs nobody else"
+    mode.renumber(["192.0.2.2", "2001:db8::2"])
+    mode.trim()
+    assert bench.kernel.dialled == {four: "192.0.2.2", six: "2001:db8::2"}
+
+
+def test_tunnels_without_a_route_follow_the_addresses_of_the_node(bench: Bench) -> None:
+    bench.mode.renumber(["192.0.2.3"])
+    bench.mode.update([by("tunnel", "10.1.0.1", tunnel=TunnelSpec())], [])
+    assert bench.destinations[0].tunnel == TunnelSpec(source="192.0.2.3")
 
 
 def test_trim_goes_on_where_routes_cannot_be_asked_for(bench: Bench) -> None:
