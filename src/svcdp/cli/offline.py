@@ -5,7 +5,8 @@ from __future__ import annotations
 from svcdp.cli.printers import note
 from svcdp.dataplane import Dataplane
 from svcdp.kube import read_folder, resolve_all
-from svcdp.kube.allocations import allocated, load_allocations
+from svcdp.kube.allocations import allocated
+from svcdp.kube.allocationsfile import AllocationsFile
 from svcdp.kube.balancers import balanced
 from svcdp.kube.model import Object
 from svcdp.node.config import NodeConfig
@@ -20,11 +21,11 @@ def offline_objects(folder: str, config: NodeConfig) -> list[Object]:
     """
     decoded = read_folder(folder)
     node_ports = config.service_node_port_range
-    remembered = load_allocations(config.allocations_file) if config.allocations_file else {}
+    file = AllocationsFile(config.allocations_file)
     objects, lacking = allocated(
-        decoded.objects, config.service_cidrs, (node_ports.first, node_ports.last), remembered
+        decoded.objects, config.service_cidrs, (node_ports.first, node_ports.last), file.services
     )
-    objects, unbalanced = balanced(objects)
+    objects, unbalanced = balanced(objects, file.load_balancers)
     for problem in (*decoded.errors, *lacking, *unbalanced):
         note(f"warning: {problem}")
     return objects

@@ -2,85 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
-import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Literal
 
-import msgspec
-
-from svcdp._files import replacing
 from svcdp.abc import Source
-from svcdp.errors import PlatformError, StateError, SvcdpError
-from svcdp.kube.allocate import FAMILIES, NODE_PORTS, Allocator, Holdings, text_of
+from svcdp.errors import SvcdpError
+from svcdp.kube.allocate import NODE_PORTS, Allocator, Holdings
+from svcdp.kube.allocationsfile import AllocationsFile
 from svcdp.kube.events import Event
-from svcdp.kube.model import (
-    Object,
-    Service,
-    ServiceCIDR,
-    ServiceRef,
-    family_of,
-    parse_address,
-)
+from svcdp.kube.model import Object, Service, ServiceCIDR, ServiceRef
 from svcdp.kube.own import networks
 from svcdp.kube.state import Change, State
 
-__all__ = ["AllocatingSource", "allocated", "load_allocations", "save_allocations"]
-
-_Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-
-
-class _File(msgspec.Struct):
-    """``services``: by ``namespace/name``, what each has."""
-
-    version: Literal[1]
-    services: dict[str, dict[str, str | _Port]]
-
-
-def load_allocations(path: str | os.PathLike[str]) -> Holdings:
-    """What :func:`save_allocations` wrote; nothing if there is no file. PlatformError if it cannot
-    be read, StateError if it is not in order.
-    """
-    try:
-        file = msgspec.json.decode(Path(path).read_bytes(), type=_File)
-        found = {
-            ServiceRef(*name.split("/")): {slot: _number(slot, slots[slot]) for slot in slots}
-            for name, slots in file.services.items()
-        }
-        _check(found)
-        return found
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        message = f"{path}: cannot be read: {error.strerror}"
-        raise PlatformError(error.errno, message) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError) as error:
-        raise StateError(
-            f"{path}: no allocations of svcdp: {error}; restore it, or remove it to begin anew"
-        ) from None
-
-
-def save_allocations(path: str | os.PathLike[str], holdings: Holdings) -> None:
-    """In place of what the file has; a crash leaves the old or the new one. PlatformError."""
-    services = {
-        str(ref): {
-            slot: text_of(slot, number) if slot in FAMILIES else number
-            for slot, number in slots.items()
-        }
-        for ref, slots in sorted(holdings.items())
-    }
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(msgspec.json.format(msgspec.json.encode(_File(1, services))))
-    except OSError as error:
-        message = f"{path}: allocations are not saved: {error.strerror}"
-        raise PlatformError(error.errno, message) from error
+__all__ = ["AllocatingSource", "allocated"]
 
 
 def allocated(
@@ -108,11 +43,11 @@ def allocated(
 
 
 class AllocatingSource:
-    """Another source, whose Services it completes. With a ``path`` they have the same addresses
-    the next time: what is new is in that file before anybody hears of it.
+    """Another source, whose Services it completes. With a ``file`` they have the same addresses
+    the next time: what is new is in it before anybody hears of it.
 
     Its ServiceCIDRs are where cluster IPs are, besides ``service_cidrs``. When they change,
-    Services keep what is still in range. Raises as :func:`load_allocations`.
+    Services keep what is still in range.
     """
 
     def __init__(
@@ -120,18 +55,17 @@ class AllocatingSource:
         source: Source,
         service_cidrs: Iterable[str],
         node_ports: tuple[int, int],
-        path: str = "",
+        file: AllocationsFile | None = None,
     ) -> None:
         self._source = source
         self._service_cidrs = tuple(service_cidrs)
         self._node_ports = node_ports
-        self._path = path
+        self._file = file or AllocationsFile()
         self._state = State()  # of Services and ServiceCIDRs alone
         self._networks: tuple[str, ...] | None = None  # None: nothing was listed yet
         self._allocator = Allocator()
-        self._holdings = load_allocations(path) if path else {}
+        self._holdings = self._file.services
         self._saved: int | None = None  # the revision that is in the file
-        self._unsaved: SvcdpError | None = None
 
     @property
     def name(self) -> str:
@@ -141,7 +75,7 @@ class AllocatingSource:
     @property
     def errors(self) -> Sequence[SvcdpError]:
         """Those of the other source, and what Services go without."""
-        own = [self._unsaved] if self._unsaved else []
+        own = [self._file.problem] if self._file.problem else []
         return [*self._source.errors, *self._allocator.problems, *own]
 
     @property
@@ -198,35 +132,11 @@ class AllocatingSource:
         return each
 
     async def _save(self) -> None:
-        """A file that cannot be written is a problem; Services are served all the same."""
         revision = self._allocator.revision
-        if not self._path or self._saved == revision:
+        if self._saved == revision:
             return
-        try:
-            # Until it is done nobody asks for the next batch, so the holdings stay as they are.
-            await asyncio.to_thread(save_allocations, self._path, self._allocator.holdings)
-        except PlatformError as error:
-            self._unsaved = error
-        else:
-            self._unsaved = None
+        self._file.services = self._allocator.holdings
+        # Until it is done nobody asks for the next batch, so the holdings stay as they are.
+        await self._file.save()
+        if not self._file.problem:
             self._saved = revision
-
-
-def _number(slot: str, value: str | int) -> int:
-    if slot not in FAMILIES:
-        if isinstance(value, int):
-            return value
-        raise ValueError(f"{value!r} is no port")
-    if isinstance(value, str) and family_of(address := parse_address(value)) == slot:
-        return int(ipaddress.ip_address(address))
-    raise ValueError(f"{value!r} is not of {slot}")
-
-
-def _check(holdings: Holdings) -> None:
-    """ValueError if two Services have the same."""
-    seen: dict[tuple[str, int], ServiceRef] = {}
-    for ref, slots in holdings.items():
-        for slot, number in slots.items():
-            kind = slot if slot in FAMILIES else "port"
-            if (other := seen.setdefault((kind, number), ref)) != ref:
-                raise ValueError(f"{text_of(slot, number)} is both {other}'s and {ref}'s")

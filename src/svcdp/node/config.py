@@ -112,8 +112,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     allocations_file: Annotated[
         str,
         Meta(
-            description="file that remembers the addresses and node ports that Services of"
-            " manifests were given (default: none)"
+            description="file that remembers the cluster IPs, node ports and load-balancer"
+            " addresses that Services of manifests were given (default: none)"
         ),
     ] = ""
     service_proxy_name: Annotated[

@@ -24,6 +24,7 @@ from svcdp.io import netns
 from svcdp.io.nfqueue import QueueWorkers
 from svcdp.kube import ApiServerSource, ManifestSource
 from svcdp.kube.allocations import AllocatingSource
+from svcdp.kube.allocationsfile import AllocationsFile
 from svcdp.kube.balancers import BalancingSource
 from svcdp.kube.events import Event
 from svcdp.kube.publisher import EventPublisher
@@ -98,10 +99,7 @@ class _Daemon:
         self._told_to_stop = False
         self._client = api_client(config)
         self._source = ManifestSource(config.manifests) if config.manifests else None
-        ports = config.service_node_port_range
-        self._allocating = self._source and AllocatingSource(
-            self._source, config.service_cidrs, (ports.first, ports.last), config.allocations_file
-        )
+        self._allocations = AllocationsFile(config.allocations_file if config.manifests else "")
         self._ipvs: IpvsServices | None = None
         self._dataplane = Dataplane(
             config.max_connections,
@@ -205,12 +203,12 @@ class _Daemon:
             web = Web(config, health, self._metrics, record)
             undo.push_async_callback(web.close)
             await web.open()
-            ports = ServiceHealth(
+            service_health = ServiceHealth(
                 lambda family: sync.node.node_port_addresses_of(family),
                 lambda: health.is_alive,
                 record,
             )
-            undo.push_async_callback(ports.close)
+            undo.push_async_callback(service_health.close)
             if config.ipvs:
                 self._ipvs = IpvsServices(mode, self._dataplane)
             ipvs_views = IpvsViews(self._dataplane, self._ipvs)
@@ -219,8 +217,15 @@ class _Daemon:
             admin = AdminServer(config.admin_path, handlers)
             undo.push_async_callback(admin.close)
             await admin.start()
-            if self._allocating is not None:
-                sync.follow(BalancingSource(self._allocating))
+            if self._source is not None:
+                ports = config.service_node_port_range
+                allocating = AllocatingSource(
+                    self._source,
+                    config.service_cidrs,
+                    (ports.first, ports.last),
+                    self._allocations,
+                )
+                sync.follow(BalancingSource(allocating, self._allocations))
             if self._client is not None:
                 sync.follow(
                     ApiServerSource(
@@ -244,7 +249,7 @@ class _Daemon:
                 await names.open()
             await asyncio.to_thread(mode.install)
             health.is_serving = True
-            await ports.update(sync.health_checks())
+            await service_health.update(sync.health_checks())
             if localhost is not None:
                 localhost.listen()
             notify("READY=1")
@@ -258,7 +263,8 @@ class _Daemon:
                     **sync.counts._asdict(),
                 },
             )
-            undo.push_async_callback(_end, asyncio.create_task(_tell(sync, ports, localhost)))
+            telling = _tell(sync, service_health, localhost)
+            undo.push_async_callback(_end, asyncio.create_task(telling))
             if not config.addresses:
                 following = self._follow_addresses(watch, addresses, sync, mode, health)
                 undo.push_async_callback(_end, asyncio.create_task(following))

@@ -17,7 +17,8 @@ from svcdp import Dataplane
 from svcdp.errors import PlatformError, StateError
 from svcdp.kube import Change, ManifestSource, NodeContext, read_folder, resolve_all
 from svcdp.kube.allocate import NODE_PORTS
-from svcdp.kube.allocations import AllocatingSource, allocated, load_allocations, save_allocations
+from svcdp.kube.allocations import AllocatingSource, allocated
+from svcdp.kube.allocationsfile import AllocationsFile
 from svcdp.kube.model import Service, ServiceRef
 from svcdp.kube.state import State
 
@@ -43,7 +44,7 @@ class Follower:
 
     def __init__(self, folder: Path, path: Path | str = "", cidrs: Sequence[str] = CIDRS) -> None:
         self.folder = ManifestSource(folder)
-        self.source = AllocatingSource(self.folder, cidrs, NODE_PORTS, str(path))
+        self.source = AllocatingSource(self.folder, cidrs, NODE_PORTS, AllocationsFile(path))
         self.state = State()
 
     async def _one_batch(self) -> list[Change]:
@@ -77,7 +78,7 @@ def test_a_restart_gives_the_same_addresses(tmp_path: Path) -> None:
     (folder / "a.json").unlink()
     last = Follower(folder, file)
     assert last.look() == {"thief": got["a"]}
-    assert {*load_allocations(file)} == {ServiceRef("default", "thief")}
+    assert {*AllocationsFile(file).services} == {ServiceRef("default", "thief")}
 
 
 def test_another_file_gets_what_is_set_free(tmp_path: Path) -> None:
@@ -171,26 +172,35 @@ def test_a_file_that_cannot_be_written_is_told_of(tmp_path: Path) -> None:
         '{"version": 1, "services": {"a/b": {"80/TCP": "x"}}}',
         '{"version": 1, "services": {"a/b": {"80/TCP": 65536}}}',
         '{"version": 1, "services": {"a/b": {"80/TCP": 30080}, "c/d": {"80/TCP": 30080}}}',
+        '{"version": 1, "services": {}, "loadBalancers": {"a": ["192.0.2.7"]}}',
+        '{"version": 1, "services": {}, "loadBalancers": {"a/b": ["192.0.2"]}}',
+        '{"version": 1, "services": {}, "loadBalancers": {"a/b": "192.0.2.7"}}',
     ],
 )
 def test_a_damaged_file(tmp_path: Path, text: str) -> None:
     file = tmp_path / "allocations.json"
     file.write_text(text)
     with pytest.raises(StateError, match="no allocations of svcdp"):
-        load_allocations(file)
+        AllocationsFile(file)
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     file = tmp_path / "allocations.json"
     number = int(ipaddress.ip_address("fd00:96::7"))
     holdings = {ServiceRef("a", "b"): {"IPv4": 0x0A600001, "IPv6": number, "80/TCP": 30080}}
-    save_allocations(file, holdings)
-    save_allocations(file, holdings)
-    assert load_allocations(file) == holdings
-    assert json.loads(file.read_text())["services"] == {
-        "a/b": {"80/TCP": 30080, "IPv4": "10.96.0.1", "IPv6": "fd00:96::7"}
+    balanced = {ServiceRef("a", "b"): ("192.0.2.7", "2001:db8::7")}
+    saved = AllocationsFile(file)
+    assert (saved.services, saved.load_balancers) == ({}, {})
+    saved.services, saved.load_balancers = holdings, balanced
+    for _ in range(2):
+        asyncio.run(saved.save())
+    loaded = AllocationsFile(file)
+    assert (loaded.services, loaded.load_balancers) == (holdings, balanced)
+    assert json.loads(file.read_text()) == {
+        "version": 1,
+        "services": {"a/b": {"80/TCP": 30080, "IPv4": "10.96.0.1", "IPv6": "fd00:96::7"}},
+        "loadBalancers": {"a/b": ["192.0.2.7", "2001:db8::7"]},
     }
-    assert load_allocations(tmp_path / "none.json") == {}
     assert os.listdir(tmp_path) == ["allocations.json"]
 
 

@@ -11,8 +11,11 @@ from typing import Any
 
 from svcdp import Dataplane
 from svcdp.kube import Change, ManifestSource, NodeContext, read_folder, resolve_all
+from svcdp.kube.allocate import NODE_PORTS
+from svcdp.kube.allocations import AllocatingSource
+from svcdp.kube.allocationsfile import AllocationsFile
 from svcdp.kube.balancers import BalancingSource, balanced
-from svcdp.kube.model import Service
+from svcdp.kube.model import Service, ServiceRef
 from svcdp.kube.state import State
 
 SLICE = {
@@ -42,9 +45,11 @@ def pool(*addresses: str, name: str = "pool") -> dict[str, Any]:
 class Follower:
     """What a node knows of a folder that changes: its Services' addresses."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, path: Path | str = "") -> None:
         self.folder = folder
-        self.source = BalancingSource(ManifestSource(folder))
+        file = AllocationsFile(path)
+        allocating = AllocatingSource(ManifestSource(folder), (), NODE_PORTS, file)
+        self.source = BalancingSource(allocating, file)
         self.state = State()
         self.told: list[str] = []
 
@@ -100,6 +105,61 @@ def test_pools_and_services_come_and_go(tmp_path: Path) -> None:
     assert follower.look() == {"a": ["192.0.2.8"]}
     (tmp_path / "pool.json").unlink()
     assert follower.look() == {"a": []}
+
+
+def test_a_restart_gives_the_same_addresses(tmp_path: Path) -> None:
+    folder, file = tmp_path / "manifests", tmp_path / "lib" / "allocations.json"
+    folder.mkdir()
+    follower = Follower(folder, file)
+    follower.write("pool", pool("192.0.2.0/24"))
+    follower.write("a", service("a"), service("b"))
+    before = follower.look()
+    # Somebody asks for what another one has, while nobody looks.
+    (wanted,) = before["a"]
+    follower.write("thief", service("c", loadBalancerIP=wanted))
+    later = Follower(folder, file)
+    assert later.look() == before | {"c": []}
+    assert len(later.source.errors) == 1
+    # Without pools nobody has any, and nothing is forgotten.
+    (folder / "pool.json").unlink()
+    alone = Follower(folder, file)
+    assert alone.look() == {"a": [], "b": [], "c": []}
+    alone.write("pool", pool("192.0.2.0/24"))
+    assert alone.look() == before | {"c": []}
+    (folder / "a.json").unlink()
+    assert Follower(folder, file).look() == {"c": [wanted]}
+    assert AllocationsFile(file).load_balancers == {ServiceRef("default", "c"): (wanted,)}
+
+
+def test_what_trace_says_is_what_the_daemon_gave(tmp_path: Path) -> None:
+    folder, file = tmp_path / "manifests", tmp_path / "allocations.json"
+    folder.mkdir()
+    follower = Follower(folder, file)
+    follower.write("a", service("a"))
+    follower.write("pool", pool("192.0.2.0/24"))
+    before = follower.look()
+    follower.write("thief", service("c", loadBalancerIP=before["a"][0]))
+    objects, problems = balanced(read_folder(folder).objects, AllocationsFile(file).load_balancers)
+    assert len(problems) == 1
+    given = {each.metadata.name: ingress(each) for each in objects if isinstance(each, Service)}
+    assert given == before | {"c": []}
+
+
+def test_a_file_that_cannot_be_written_is_told_of_once(tmp_path: Path) -> None:
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    follower = Follower(folder, tmp_path / "lib" / "allocations.json")
+    (tmp_path / "lib").write_text("")
+    follower.write("a", service("a"))
+    follower.write("pool", pool("192.0.2.0/24"))
+    assert follower.look()["a"]
+    (error,) = follower.source.errors
+    assert "allocations are not saved" in str(error)
+    (tmp_path / "lib").unlink()
+    follower.write("b", service("b"))
+    before = follower.look()
+    assert follower.source.errors == []
+    assert Follower(folder, tmp_path / "lib" / "allocations.json").look() == before
 
 
 def test_without_pools_a_status_is_as_it_was_written(tmp_path: Path) -> None:
