@@ -9,7 +9,6 @@ from traffic import CLUSTER_IPS, NODE_PORT, PORT, Start, ask
 
 from svcdp.cli._demo.daemon import RunningDaemon
 from svcdp.lab import Topology, wait_until
-from svcdp.node.network import discover_addresses
 
 pytestmark = pytest.mark.netns
 
@@ -39,7 +38,6 @@ def test_node_ports_follow_addresses(cluster: Topology, start: Start) -> None:
         before = specs(daemon)
         node.add_address("lo", f"{LATER[0]}/32", f"{LATER[1]}/128")
         wait_until(lambda: specs(daemon) == before + 4, TIMEOUT, "node ports at new addresses")
-        assert set(node.call(discover_addresses)[-2:]) == set(LATER), "never the primary ones"
         for address in LATER:
             assert ask(cluster.client, (address, NODE_PORT))["server"] in {"a", "b"}
         node.ip(f"address delete {LATER[0]}/32 dev lo", f"address delete {LATER[1]}/128 dev lo")

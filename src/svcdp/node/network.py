@@ -14,7 +14,6 @@ from svcdp.node.values import Address
 __all__ = ["AddressWatch", "claim_netns", "discover_addresses"]
 
 IFA_F_DEPRECATED = 0x20  # linux/if_addr.h
-LOOPBACK_IFINDEX = 1  # include/net/net_namespace.h
 MAIN_TABLE = 254  # linux/rtnetlink.h, RT_TABLE_MAIN
 #: linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 ADDRESS_GROUPS = 0x10 | 0x100
@@ -42,9 +41,9 @@ def claim_netns() -> socket.socket:
 def discover_addresses() -> tuple[Address, ...]:
     """Addresses of this namespace's interfaces that others can reach.
 
-    Those of an interface with a default route come first, and those of the loopback interface,
-    which are virtual ones, last: the first of each family is the node's primary one. Must not
-    be called in an event loop's thread (pyroute2 runs a loop of its own).
+    Those of an interface with a default route come first: the first of each family is
+    the node's primary one. Must not be called in an event loop's thread (pyroute2 runs
+    a loop of its own).
     """
     from pyroute2 import IPRoute  # type: ignore[import-untyped]  # slow, hence late
 
@@ -52,7 +51,7 @@ def discover_addresses() -> tuple[Address, ...]:
         routes = netlink.get_routes(dst_len=0, table=MAIN_TABLE)
         defaults = {route.get_attr("RTA_OIF") for route in routes}
         entries = [entry for entry in netlink.get_addr() if not entry["flags"] & IFA_F_DEPRECATED]
-    entries.sort(key=lambda e: (e["index"] not in defaults, e["index"] == LOOPBACK_IFINDEX))
+    entries.sort(key=lambda entry: entry["index"] not in defaults)
     # IFA_ADDRESS is the peer's on point-to-point links; only IPv4 has an IFA_LOCAL everywhere.
     texts = [entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS") for entry in entries]
     addresses = map(ipaddress.ip_address, texts)
