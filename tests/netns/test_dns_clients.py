@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from traffic import PORT, PORTS, Start, endpoint_slice, write_objects
+from traffic import PORT, PORTS, Start, ask, endpoint_slice, write_objects
 
 from svcdp.cli._demo.daemon import RunningDaemon
 from svcdp.lab import Namespace, Server, Topology, wait_until
@@ -22,6 +23,13 @@ DNS = ("10.96.0.10", "fd00:10:96::a")  # the tenth of each service CIDR
 WEB = ("10.96.0.80", "fd00:10:96::80")
 SVC = "svc.cluster.local"
 REMOTE = "remote.server.url.com"
+INTRODUCTION = Path(__file__).parents[2] / "examples" / "introduction"
+POOL = {
+    "apiVersion": "svcdp.io/v1alpha1",
+    "kind": "LoadBalancerPool",
+    "metadata": {"name": "pool"},
+    "spec": {"addresses": ["203.0.113.0/30"]},
+}
 
 PROGRAM = """
 #include <arpa/inet.h>
@@ -182,6 +190,56 @@ def test_every_resolver_finds_services(
         write(folder, cluster, moved)
         wait_until(lambda: "late" in known(daemon), TIMEOUT, "the Service in force")
         assert dig(inside, pod.namespace, f"late.default.{SVC}") == {"10.96.0.81"}
+
+
+def test_the_introduction_works_as_written(
+    cluster: Topology, folder: Path, start: Start, inside: In, upstream: str
+) -> None:
+    """Its four Services and its Pod, from outside, from the node and from Pods, by address and by
+    name, and as environment variables.
+    """
+    (folder / "manifests" / "web.json").unlink()
+    for manifest in INTRODUCTION.glob("*.yaml"):
+        shutil.copy(manifest, folder / "manifests")
+    write_objects(folder / "manifests", POOL, name="pool")
+    python, _, pod = cluster.servers
+    python.start(http=(443,), udp=4443)
+    # As nodes have one: else their own programs could not dial an address of a load balancer.
+    cluster.node.ip(f"route add default via {cluster.client_ipv4}")
+    everywhere = (cluster.client, cluster.node, pod.namespace, python.namespace)
+    with start("--dns", "--dns-upstreams", upstream) as daemon:
+        services = {each["name"]: each for each in daemon.get("services")}
+        plain = services["service-python"]["clusterIPs"][0]
+        at_node_port = services["service-python-node-port"]["clusterIPs"][0]
+        (balanced,) = services["service-python-load-balancer"]["loadBalancerIPs"]
+        assert balanced in ("203.0.113.1", "203.0.113.2")
+        for source in everywhere:
+            for target in (
+                (plain, 3000),
+                (at_node_port, 3000),
+                (cluster.node_ipv4, 30080),
+                (balanced, 3000),
+            ):
+                assert ask(source, target)["server"] == "a", target
+        for name, number in (
+            ("service-python", 3000),
+            ("service-python-node-port.default", 3000),
+            (f"service-python-load-balancer.default.{SVC}", 3000),
+            ("service-python-external", 443),
+        ):
+            for source in (pod.namespace, python.namespace):
+                url = f"http://{name}:{number}/"
+                said = json.loads(inside(source, "curl", "-4sS", "--max-time", "10", url))
+                assert said["server"] == "a", url
+        names = dig(inside, pod.namespace, f"service-python-external.default.{SVC}", "CNAME")
+        assert names == {f"{REMOTE}."}
+        command = [sys.executable, "-m", "svcdp", "env", "-n", "default"]
+        command += ["--admin-socket", str(folder / "run" / "admin.sock")]
+        told = lines(cluster.node.run(command, timeout=30).stdout)
+        assert f"SERVICE_PYTHON_SERVICE_HOST={plain}" in told
+        assert "SERVICE_PYTHON_SERVICE_PORT=3000" in told
+        assert f"SERVICE_PYTHON_NODE_PORT_PORT_3000_TCP=tcp://{at_node_port}:3000" in told
+        assert not any("EXTERNAL" in line for line in told)
 
 
 def known(daemon: RunningDaemon) -> set[str]:
