@@ -233,7 +233,7 @@ def test_the_introduction_works_as_written(
                 assert said["server"] == "a", url
         names = dig(inside, pod.namespace, f"service-python-external.default.{SVC}", "CNAME")
         assert names == {f"{REMOTE}."}
-        command = [sys.executable, "-m", "svcdp", "env", "-n", "default"]
+        command = [sys.executable, "-m", "svcdp", "env", "pod-python"]
         command += ["--admin-socket", str(folder / "run" / "admin.sock")]
         told = lines(cluster.node.run(command, timeout=30).stdout)
         assert f"SERVICE_PYTHON_SERVICE_HOST={plain}" in told

@@ -44,7 +44,7 @@ def command(
 ) -> None:
     """Print the environment variables that tell a container of Services.
 
-    Of the Services in a folder, else those of a running daemon. A POD of the folder says whether
+    Of the Services in a folder, else those of a running daemon. A POD of manifests says whether
     it wants to be told (enableServiceLinks); without one all is told.
     """
     from svcdp.node.config import load
@@ -52,10 +52,8 @@ def command(
     config = load(config_file, flags=flags).config
     if manifests:
         found = _offline(manifests, config, namespace, pod)
-    elif pod:
-        raise click.UsageError("Pods are known from manifests: give a folder with -f")
     else:
-        found = _online(config.admin_path, namespace)
+        found = _online(config.admin_path, namespace, pod)
     if form == "json":
         click.echo(json.dumps(found, indent=2))
         return
@@ -85,9 +83,17 @@ def _offline(folder: str, config: Any, namespace: str, pod: str | None) -> dict[
     return environment(services, namespace, enable_service_links=links)
 
 
-def _online(path: str, namespace: str) -> dict[str, str]:
+def _online(path: str, namespace: str, pod: str | None) -> dict[str, str]:
     from svcdp.node.client import AdminClient
 
     with AdminClient(path) as client:
-        items = client.get("environment", namespace=namespace)
+        links = True
+        if pod:
+            mine = [each for each in client.get("pods", namespace=namespace) if each["name"] == pod]
+            if not mine:
+                raise NotFoundError(
+                    f"Pod {namespace}/{pod}: the daemon knows Pods of manifests only"
+                )
+            links = mine[0]["enableServiceLinks"]
+        items = client.get("environment", namespace=namespace, serviceLinks=links)
         return {item["name"]: item["value"] for item in items}

@@ -108,9 +108,12 @@ def description(sync: Sync, dataplane: Dataplane, request: Request) -> Iterator[
 
 
 def environment(sync: Sync, request: Request) -> Iterator[Item]:
-    """The environment variables of a container that starts now in a namespace."""
+    """The environment variables of a container that starts now in a namespace; ``serviceLinks``
+    is its Pod's wish to be told.
+    """
     services = (status.service for status in sync.services())
-    found = env.environment(services, str(request.get("namespace")))
+    links = request.get("serviceLinks") is not False
+    found = env.environment(services, str(request.get("namespace")), enable_service_links=links)
     return ({"name": name, "value": value} for name, value in found.items())
 
 
@@ -233,6 +236,7 @@ def pods(sync: Sync, request: Request) -> Iterator[Item]:
                 "phase": (pod.status and pod.status.phase) or "",
                 "ready": pod.is_ready and not pod.has_ended,
                 "ips": pod.addresses,
+                "enableServiceLinks": pod.wants_service_links,
                 "node": (pod.spec and pod.spec.node_name) or "",
                 "services": [ref.name for ref in services],
             }

@@ -7,8 +7,9 @@ import json
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,12 +79,21 @@ def test_a_name_that_no_shell_knows(capsys: pytest.CaptureFixture[str], tmp_path
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[str]:
-    """An admin socket that knows one variable of each namespace."""
+    """An admin socket that knows one variable of each namespace, and two Pods."""
+
+    def told(request: Mapping[str, Any]) -> list[dict[str, str]]:
+        return [{"name": "NS", "value": request["namespace"]}] if request["serviceLinks"] else []
+
+    def pods(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+        assert request["namespace"] == "shop"
+        return [
+            {"name": "web-0", "enableServiceLinks": True},
+            {"name": "quiet", "enableServiceLinks": False},
+        ]
+
     path = str(tmp_path / "admin.sock")
     loop = asyncio.new_event_loop()
-    server = AdminServer(
-        path, {"environment": lambda request: [{"name": "NS", "value": request["namespace"]}]}
-    )
+    server = AdminServer(path, {"environment": told, "pods": pods})
     loop.run_until_complete(server.start())
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -95,6 +105,9 @@ def daemon(tmp_path: Path) -> Iterator[str]:
 
 
 def test_of_a_daemon(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
-    assert environment(capsys, "-n", "shop", "--admin-socket", daemon) == "NS=shop\n"
-    assert run(["env", "web-0", "--admin-socket", daemon]) == 2
-    assert "give a folder with -f" in capsys.readouterr().err
+    there = ("-n", "shop", "--admin-socket", daemon)
+    assert environment(capsys, *there) == "NS=shop\n"
+    assert environment(capsys, "web-0", *there) == "NS=shop\n"
+    assert environment(capsys, "quiet", *there) == ""
+    assert run(["env", "nobody", *there]) == 1
+    assert "Pod shop/nobody: the daemon knows Pods of manifests only" in capsys.readouterr().err
