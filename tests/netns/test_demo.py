@@ -34,7 +34,11 @@ def test_demo(tmp_path: Path) -> None:
     assert demo.returncode == 0, err + out
     report = json.loads(out)
     assert report["ok"] is True
-    assert len(report["paths"]) == 16
+    assert len(report["paths"]) == 2 * 3 + 16
+    introduced = [path for path in report["paths"] if "service-python" in path["target"]]
+    assert [path["served"] for path in introduced] == [{"a": 20}] * 6
+    assert report["names"][-1]["answer"] == ["remote.server.url.com."]
+    assert report["environment"]["SERVICE_PYTHON_SERVICE_PORT"] == "3000"
     seen = {(m["method"], m["source"], m["address"]): m["seen"] for m in report["methods"]}
     assert len(seen) == 3 * 2 * 2
     # NAT of what comes from outside hides it; nothing else does.

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from svcdp.cli._demo.report import MethodResult, PathResult, PhaseResult, Report
+from svcdp.cli._demo.report import MethodResult, NameResult, PathResult, PhaseResult, Report
 from svcdp.cli.group import run
 
 
@@ -16,6 +16,8 @@ def report() -> Report:
     kept = {"connections": 4, "requests": 100, "lost": 0, "moved": 0}
     return Report(
         paths=[PathResult("client", "ClusterIP web", "TCP", "::1", 80, {"b": 1, "a": 2}, 0)],
+        names=[NameResult("web.default", "A", ["10.96.0.10"], "10.96.0.10")],
+        environment={"WEB_SERVICE_PORT": "80"},
         methods=[MethodResult("DR", "client", "::2", 80, {"a": 3}, 0, {"::9": 3}, "::9")],
         phases=[PhaseResult("a and b", {"a": 5, "b": 6}, ["a", "b"])],
         load={"failed": 0, "errors": {}, "kept": kept, "changing": 9},
@@ -30,6 +32,8 @@ def test_all_is_well(report: Report) -> None:
     text = report.text()
     assert "client   ClusterIP web   [::1]:80/TCP   3    0        a:2 b:1\n" in text
     assert "DR           client   [::2]:80   3    0        a:3         ::9           yes\n" in text
+    assert "web.default   A      10.96.0.10   yes\n" in text
+    assert "WEB_SERVICE_PORT            80\n" in text
     assert "new connections      20            0        -      -\n" in text
     assert text.endswith("Result: all is well")
 
@@ -39,7 +43,18 @@ def test_an_empty_report_is_no_success() -> None:
 
 
 @pytest.mark.parametrize(
-    "flaw", ["failed", "wrong server", "wrong client", "lost", "moved", "left", "exit"]
+    "flaw",
+    [
+        "failed",
+        "wrong server",
+        "wrong client",
+        "wrong name",
+        "untold",
+        "lost",
+        "moved",
+        "left",
+        "exit",
+    ],
 )
 def test_flaws_are_seen(report: Report, flaw: str) -> None:
     if flaw == "failed":
@@ -48,6 +63,10 @@ def test_flaws_are_seen(report: Report, flaw: str) -> None:
         report.phases[0].served["c"] = 1
     elif flaw == "wrong client":
         report.methods[0].seen["::8"] = 1
+    elif flaw == "wrong name":
+        report.names[0].answer.append("10.96.0.11")
+    elif flaw == "untold":
+        report.environment.clear()
     elif flaw == "left":
         report.left_behind.append("a rule")
     elif flaw == "exit":

@@ -31,10 +31,10 @@ class RunningDaemon:
         self.process = process
         self.folder = folder
 
-    def get(self, what: str) -> list[dict[str, Any]]:
+    def get(self, what: str, **request: Any) -> list[dict[str, Any]]:
         """What the admin socket answers."""
         with AdminClient(str(self.folder / "run" / "admin.sock")) as client:
-            return list(client.get(what))
+            return list(client.get(what, **request))
 
     def stop(self) -> int:
         """Ask it to end; the exit status."""

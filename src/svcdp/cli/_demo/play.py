@@ -12,7 +12,9 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+from svcdp.cli._demo import introduction
 from svcdp.cli._demo.daemon import RunningDaemon, running_daemon
+from svcdp.cli._demo.introduction import Place
 from svcdp.cli._demo.manifests import (
     DR,
     ECHO,
@@ -42,13 +44,15 @@ Note = Callable[[str], None]
 def play(stage: Stage, folder: Path, note: Note) -> Report:
     """Do all of it. What goes wrong is in the report, or a :class:`svcdp.SvcdpError`."""
     report = Report()
+    before = traces(stage.node)
+    note("serving the manifests of an introduction to Services")
+    _introduce(stage, folder / "introduction", report)
     (folder / "manifests").mkdir()
     write(folder / "manifests", stage.backends[:2])
     for served in (TUNNEL, DR):
         write_one(folder / "manifests", served, stage.backends[:2])
     note("giving two servers the addresses of Services without NAT")
     take_virtual_addresses(stage.topology.servers[:2], DR.cluster_ips, TUNNEL.cluster_ips)
-    before = traces(stage.node)
     note("starting svcdp run in the node's namespace")
     with running_daemon(stage.node.popen, folder, *stage.daemon_arguments) as daemon:
         for source in (stage.client, stage.node):
@@ -66,30 +70,48 @@ def play(stage: Stage, folder: Path, note: Note) -> Report:
 
 def ask_everything(source: Namespace, node_addresses: Sequence[str]) -> list[PathResult]:
     """Every Service by its cluster IPs and by its node port on the node's addresses."""
-    asked = []
+    asked: list[Place] = []
     for served in (WEB, ECHO):
         for target, addresses, port in (
             ("ClusterIP", served.cluster_ips, served.port),
             ("NodePort", node_addresses, served.node_port),
         ):
-            asked += [(served, target, address, port) for address in addresses]
+            name = f"{target} {served.name}"
+            asked += [(name, served.protocol, address, port) for address in addresses]
+    return _ask_places(source, asked)
+
+
+def _ask_places(source: Namespace, places: Sequence[Place]) -> list[PathResult]:
     jobs = [
-        {"protocol": served.protocol, "address": address, "port": port, "count": REQUESTS}
-        for served, _, address, port in asked
+        {"protocol": protocol, "address": address, "port": port, "count": REQUESTS}
+        for _, protocol, address, port in places
     ]
     answers = _run_client(source, {"requests": jobs})
     return [
-        PathResult(
-            source.name,
-            f"{target} {served.name}",
-            served.protocol,
-            address,
-            port,
-            answer["served"],
-            answer["failed"],
-        )
-        for (served, target, address, port), answer in zip(asked, answers, strict=True)
+        PathResult(source.name, *place, answer["served"], answer["failed"])
+        for place, answer in zip(places, answers, strict=True)
     ]
+
+
+def _introduce(stage: Stage, folder: Path, report: Report) -> None:
+    """Reach its Pod by each of its Services, from outside and from another Pod; by name, too."""
+    (folder / "manifests").mkdir(parents=True)
+    introduction.write(folder / "manifests")
+    pod = stage.topology.servers[2].namespace
+    with running_daemon(stage.node.popen, folder, *stage.daemon_arguments, "--dns") as daemon:
+        services = {each["name"]: each for each in daemon.get("services")}
+        for source in (stage.client, pod):
+            places = introduction.places(services, stage.topology.node_ipv4)
+            report.paths += _ask_places(source, places)
+        report.names = introduction.look_up(pod, stage.dns_address, services)
+        told = daemon.get("environment", namespace="default")
+        report.environment = {
+            each["name"]: each["value"]
+            for each in told
+            if each["name"].startswith("SERVICE_PYTHON_SERVICE_")
+        }
+        if status := daemon.stop():
+            raise SvcdpError(f"the daemon ended with exit status {status}")
 
 
 def compare_methods(stage: Stage) -> list[MethodResult]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from svcdp.cli.printers import endpoint, table
 
-__all__ = ["MethodResult", "PathResult", "PhaseResult", "Report"]
+__all__ = ["MethodResult", "NameResult", "PathResult", "PhaseResult", "Report"]
 
 
 @dataclass
@@ -26,6 +26,20 @@ class PathResult:
     @property
     def ok(self) -> bool:
         return bool(self.served) and not self.failed
+
+
+@dataclass
+class NameResult:
+    """What DNS said of a name."""
+
+    name: str
+    kind: str
+    answer: list[str]
+    expected: str
+
+    @property
+    def ok(self) -> bool:
+        return self.answer == [self.expected]
 
 
 @dataclass
@@ -64,6 +78,9 @@ class Report:
     """All that a demo found."""
 
     paths: list[PathResult] = field(default_factory=list)
+    names: list[NameResult] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    """What a container is told of a Service."""
     methods: list[MethodResult] = field(default_factory=list)
     phases: list[PhaseResult] = field(default_factory=list)
     load: dict[str, Any] = field(default_factory=dict)
@@ -78,8 +95,9 @@ class Report:
     def ok(self) -> bool:
         kept = self.load.get("kept", {})
         return (
-            bool(self.paths and self.phases)
+            bool(self.paths and self.names and self.environment and self.phases)
             and all(path.ok for path in self.paths)
+            and all(name.ok for name in self.names)
             and all(method.ok for method in self.methods)
             and all(phase.ok for phase in self.phases)
             and not (self.load["failed"] or kept["lost"] or kept["moved"] or self.left_behind)
@@ -107,6 +125,19 @@ class Report:
                     for path in self.paths
                 ],
             ),
+            table(
+                ["NAME", "TYPE", "ANSWER", "AS EXPECTED"],
+                [
+                    [
+                        name.name,
+                        name.kind,
+                        " ".join(name.answer) or "nothing",
+                        "yes" if name.ok else f"NO: {name.expected}",
+                    ]
+                    for name in self.names
+                ],
+            ),
+            table(["ENVIRONMENT OF CONTAINERS", "VALUE"], list(self.environment.items())),
             table(
                 [
                     "FORWARDING",

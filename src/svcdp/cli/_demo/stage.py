@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from svcdp.cli._demo.introduction import TARGET_PORT
 from svcdp.cli._demo.manifests import PORT, Backend
 from svcdp.errors import SvcdpError
 from svcdp.lab import Lab, Namespace, Server, Topology
@@ -38,6 +40,11 @@ class Stage:
         return (self.topology.node_ipv4, self.topology.node_ipv6)
 
     @property
+    def dns_address(self) -> str:
+        """Where the cluster's DNS server is asked: the tenth address of the Service network."""
+        return str(ipaddress.ip_network(self.topology.service_cidrs[0])[10])
+
+    @property
     def daemon_arguments(self) -> tuple[str, ...]:
         return (
             *("--node-name", "demo"),
@@ -51,7 +58,7 @@ def open_stage() -> Iterator[Stage]:
     """Build it; everything in it is gone afterwards."""
     with Lab() as lab:
         topology = Topology.build(lab)
-        topology.start_servers(http=(PORT,), udp=PORT)
+        topology.start_servers(http=(PORT, TARGET_PORT), udp=PORT)
         yield Stage(topology)
 
 
