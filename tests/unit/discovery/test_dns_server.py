@@ -298,6 +298,19 @@ def test_an_idle_tcp_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> No
     run(test)
 
 
+def test_a_tcp_client_that_sends_too_slowly_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns_module, "MESSAGE_TIME", 0.05)
+
+    async def test() -> None:
+        async with serving(names_of(OBJECTS)) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write((512).to_bytes(2) + QUERY)  # the rest of it never comes
+            assert await reader.read() == b""
+            writer.close()
+
+    run(test)
+
+
 def test_names_of_others_are_for_those_who_may_ask() -> None:
     async def test() -> None:
         async with (
