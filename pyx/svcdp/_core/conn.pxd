@@ -221,6 +221,14 @@ cdef inline void prefetch_record(Table *table, View *view) noexcept nogil:
         position = next_position(table, position)
 
 
+cdef inline bint is_absent(const Table *table, uint64_t hash) noexcept nogil:
+    """Whether no flow of this hash is in the table, told by the first slot of its probe. False
+    proves nothing. What is in the table has no empty slot before it at any moment, also while
+    drop_slot() moves others.
+    """
+    return load_acquire_u64(&table.slots[<uint32_t>hash & table.mask]) == 0
+
+
 cdef inline Conn *probe(
     Table *table, const View *view, uint32_t *direction
 ) noexcept nogil:
@@ -261,8 +269,8 @@ cdef inline Conn *find_expected(const View *view, uint32_t *direction) noexcept 
     return NULL
 
 
-cdef inline Conn *find(Table *table, const View *view, uint32_t *direction) noexcept nogil:
-    """The connection of the view's flow, locked, or NULL when there is none."""
+cdef inline Conn *search(Table *table, const View *view, uint32_t *direction) noexcept nogil:
+    """As find(), for a flow that may be there."""
     cdef Stripe *stripe = stripe_of(table, view.hash)
     cdef uint32_t sequence = load_acquire_u32(&stripe.sequence)
     cdef Conn *conn = probe(table, view, direction)
@@ -274,6 +282,13 @@ cdef inline Conn *find(Table *table, const View *view, uint32_t *direction) noex
     conn = probe(table, view, direction)
     spin_unlock(&stripe.lock)
     return conn
+
+
+cdef inline Conn *find(Table *table, const View *view, uint32_t *direction) noexcept nogil:
+    """The connection of the view's flow, locked, or NULL when there is none."""
+    if likely(is_absent(table, view.hash)):
+        return NULL
+    return search(table, view, direction)
 
 
 cdef inline void lock_stripes(Stripe *one, Stripe *other) noexcept nogil:
@@ -380,6 +395,19 @@ cdef inline void flow_view(
         view.destination_port = conn.source_port
 
 
+cdef inline Conn *in_the_way(
+    Table *table, Conn *conn, uint32_t direction, uint32_t words, uint64_t hash, uint32_t *found
+) noexcept nogil:
+    """Whose flow a connection's direction is already: the connection, locked, and its direction;
+    or NULL. The hash's stripe is locked.
+    """
+    cdef View view
+    if likely(is_absent(table, hash)):
+        return NULL
+    flow_view(conn, direction, words, hash, &view)
+    return probe(table, &view, found)
+
+
 cdef inline uint32_t insert_family(
     Table *table, Conn *conn, uint32_t words, Conn **other
 ) noexcept nogil:
@@ -393,26 +421,23 @@ cdef inline uint32_t insert_family(
     cdef Stripe *one = stripe_of(table, there)
     cdef Stripe *another = stripe_of(table, back)
     cdef uint32_t index = index_of(table, conn, words)
-    cdef uint32_t outcome = INSERTED
+    cdef uint32_t outcome
     cdef uint32_t direction = 0
-    cdef View view
     if both and there == back:
         # Hairpin to the very address and port it came from: its own reply.
         other[0] = NULL
         return CLASH
-    flow_view(conn, first, words, there, &view)
     prefetch(&table.slots[<uint32_t>back & table.mask])
     lock_stripes(one, another)
-    other[0] = probe(table, &view, &direction)
-    if other[0] is not NULL:
+    other[0] = in_the_way(table, conn, first, words, there, &direction)
+    if unlikely(other[0] is not NULL):
         # A flow from the client that is some connection's reply is the destination's own.
         outcome = KNOWN if direction == first else CLASH
-    elif both:
-        flow_view(conn, FROM_DESTINATION, words, back, &view)
-        other[0] = probe(table, &view, &direction)
-        if other[0] is not NULL:
-            outcome = CLASH
-    if outcome == INSERTED:
+    else:
+        if both:
+            other[0] = in_the_way(table, conn, FROM_DESTINATION, words, back, &direction)
+        outcome = INSERTED if other[0] is NULL else CLASH
+    if likely(outcome == INSERTED):
         if has_room(table, one) and has_room(table, another):
             put_slot(table, one, there, make_slot(there, index, words, first))
             if both:

@@ -7,7 +7,7 @@ from svcdp._core.forward cimport (
     assure, forward, forward_fragment, forward_plain, is_plain, is_simple,
 )
 from svcdp._core.helper cimport give_helper, insert_expected
-from svcdp._core.memory cimport copy_address, htons, load32, ntohl, same_address
+from svcdp._core.memory cimport copy_address, htons, load32, ntohl, ntohs, same_address
 from svcdp._core.passive cimport is_shunned, reconsider_member, try_out
 from svcdp._core.record cimport copy_pattern, discard, helper_release
 from svcdp._core.sched cimport *
@@ -120,6 +120,49 @@ cdef inline bint is_same(Conn *one, Conn *other, uint32_t words) noexcept nogil:
     )
 
 
+cdef inline uint32_t contend(
+    Engine *engine, Worker *worker, Conn *conn, uint32_t words, uint32_t outcome, Conn *other,
+    int64_t now, Conn **made
+) noexcept nogil:
+    """As connect(), after a first try with this outcome and (locked) `other` in the way."""
+    cdef bint masquerade = conn.flags & CONN_MASQUERADE
+    cdef uint32_t tries = 1
+    cdef uint32_t port = 0
+    cdef uint32_t removals = PORTS_TRIED_MAX
+    cdef bint over
+    if masquerade:
+        tries = min(engine.port_count, <uint32_t>PORTS_TRIED_MAX)
+        port = ntohs(conn.source_port) - engine.port_first
+    while outcome != INSERTED and outcome != FULL:
+        if outcome == KNOWN and other.deadline > now and is_same(conn, other, words):
+            made[0] = other
+            break
+        over = False
+        if other is not NULL:
+            # A datagram that was scheduled by itself has hardly more to say.
+            over = other.deadline <= now or other.flags & CONN_ONE_WAY or (
+                masquerade and tries <= PORTS_TRIED_MAX // 2 and is_closed(other.state))
+            if over:
+                other.deadline = now
+            spin_unlock(&other.lock)
+        if over and removals:
+            # Somebody else may use it at this moment: then it stays.
+            removals -= 1
+            expire(engine, worker, other, words, now)
+        else:
+            tries -= 1
+            if tries == 0:
+                outcome = CLASH
+                break
+            port = port + 1 if port + 1 < engine.port_count else 0
+            conn.source_port = htons(<uint16_t>(engine.port_first + port))
+            compute_deltas(conn, words)
+        outcome = insert(&engine.table, conn, words, &other)
+    if outcome != INSERTED:
+        discard(engine, conn, words)
+    return outcome
+
+
 cdef inline uint32_t connect(
     Engine *engine, Worker *worker, Conn *conn, uint32_t words, Dest *target, int64_t now,
     Conn **made
@@ -131,45 +174,17 @@ cdef inline uint32_t connect(
     `made` is the connection, locked. FULL, or CLASH: the destination could not tell this
     connection from another one. Unless INSERTED the record was given back.
     """
-    cdef bint masquerade = conn.flags & CONN_MASQUERADE
-    cdef uint32_t outcome = CLASH
-    cdef uint32_t tries = engine.port_count if masquerade else 1
-    cdef uint32_t port = 0
-    cdef uint32_t removals = PORTS_TRIED_MAX
-    cdef bint over
+    cdef uint32_t outcome
     cdef Conn *other = NULL
-    if tries > PORTS_TRIED_MAX:
-        tries = PORTS_TRIED_MAX
-    if masquerade:
-        port = <uint32_t>(next_random(&worker.random) % engine.port_count)
-    while tries:
-        if masquerade:
-            conn.source_port = htons(<uint16_t>(engine.port_first + port))
-        compute_deltas(conn, words)
-        outcome = insert(&engine.table, conn, words, &other)
-        if outcome == INSERTED or outcome == FULL:
-            break
-        if outcome == KNOWN and other.deadline > now and is_same(conn, other, words):
-            made[0] = other
-            break
-        if other is not NULL:
-            # A datagram that was scheduled by itself has hardly more to say.
-            over = other.deadline <= now or other.flags & CONN_ONE_WAY or (
-                masquerade and tries <= PORTS_TRIED_MAX // 2 and is_closed(other.state))
-            if over:
-                other.deadline = now
-            spin_unlock(&other.lock)
-            if over and removals:
-                # Somebody else may use it at this moment: then it stays.
-                removals -= 1
-                expire(engine, worker, other, words, now)
-                continue
-        outcome = CLASH
-        tries -= 1
-        port = port + 1 if port + 1 < engine.port_count else 0
-    if outcome != INSERTED:
-        discard(engine, conn, words)
-        return outcome
+    if conn.flags & CONN_MASQUERADE:
+        conn.source_port = htons(<uint16_t>(
+            engine.port_first + next_random(&worker.random) % engine.port_count))
+    compute_deltas(conn, words)
+    outcome = insert(&engine.table, conn, words, &other)
+    if unlikely(outcome != INSERTED):
+        outcome = contend(engine, worker, conn, words, outcome, other, now, made)
+        if outcome != INSERTED:
+            return outcome
     made[0] = conn
     count_in(target, conn)
     traffic_of(worker, target.id).connections += 1
