@@ -191,7 +191,7 @@ class PassiveHealth:
     a connection that is never answered are failures. After so many ``failures`` in a row new
     connections go elsewhere for ``ejection`` seconds, twice as long each time up to
     ``max_ejection``, until it answers. If all others are gone too they are all asked again. A
-    SYN that is sent again goes to another destination, ejected or not.
+    SYN that is sent again goes to another destination, if there is one that may serve it.
     """
 
     failures: int = 3

@@ -24,6 +24,10 @@ cdef extern from * nogil:
     #define svcdp_likely(x) __builtin_expect(!!(x), 1)
     #define svcdp_unlikely(x) __builtin_expect(!!(x), 0)
     #define svcdp_prefetch(p) __builtin_prefetch((p), 1, 3)
+    /* The function f, which the compiler does not know again: it is called, and the caller stays
+       as small as if there were none. */
+    #define svcdp_aside(f) \\
+        (__extension__({ __typeof__(f) svcdp_f = (f); __asm__("" : "+r"(svcdp_f)); svcdp_f; }))
 
     /* Out of line: few ever wait, and none should pay for it with registers. */
     static __attribute__((noinline, cold, unused)) void svcdp_spin_wait(uint8_t *lock)

@@ -18,6 +18,15 @@ cdef extern from *:
     # Sooner a SYN is no retransmission but a flood (RFC 6298: the first one comes after 1 s).
     const int64_t RETRY_AFTER "INT64_C(500000000)"     # ns
 
+ctypedef bint (*Judge)(
+    Engine *engine, Worker *worker, const Service *service, Conn *conn,
+    const svcdp_packet *packet, const View *view, uint32_t direction, int64_t now
+) noexcept nogil
+
+cdef extern from *:
+    # The function, but not inline: few packets go there.
+    Judge aside "svcdp_aside"(Judge function) noexcept nogil
+
 cdef enum:
     SEQUENCE = 4               # offsets in the TCP header
     ACKNOWLEDGMENT = 8
@@ -114,6 +123,11 @@ cdef inline void readmit_due(Engine *engine, int64_t now) noexcept nogil:
     spin_unlock(&ejected.lock)
 
 
+cdef inline bint is_only_ejected(const Member *member) noexcept nogil:
+    """Whether it would be available if it had answered."""
+    return member.weight and load_u8(&member.destination.unavailable) == EJECTED
+
+
 cdef inline bint all_ejected(const Service *service) noexcept nogil:
     """Whether nobody is left, and only because of ejections."""
     cdef const Member *member
@@ -125,8 +139,7 @@ cdef inline bint all_ejected(const Service *service) noexcept nogil:
         member = &service.members[i]
         if is_available(member):
             return False
-        some = some or (
-            member.weight and load_u8(&member.destination.unavailable) == EJECTED)
+        some = some or is_only_ejected(member)
     return some
 
 
@@ -243,12 +256,41 @@ cdef inline int64_t asked_at(const Engine *engine, const Conn *conn) noexcept no
     return conn.deadline - engine.timeouts[conn.timeouts][conn.state]
 
 
-cdef inline bint moves_on(
-    Engine *engine, Worker *worker, Conn *conn, const svcdp_packet *packet, const View *view,
-    uint32_t direction, int64_t now
+cdef inline bint is_replaceable(
+    const Service *service, const View *view, uint32_t mark, const Dest *target
 ) noexcept nogil:
-    """What a packet says of the destination of a CONN_TRIED connection, which is locked. True:
-    nothing, and the client asks again: it is to get another one.
+    """Whether somebody else would serve the client of a connection to this destination: by the
+    service that its SYN is for now (NULL: none), with this mark.
+    """
+    cdef const Rule *rule
+    cdef const Member *member
+    cdef uint32_t i
+    cdef bint all_count
+    if service is NULL or not service.is_passive or service.scheduler == SCHEDULER_NONE:
+        return False
+    rule = rule_for(service, view.source, mark)
+    if rule is NULL:
+        return False
+    if rule.subset is not NULL:
+        service = rule.subset
+    # Then they are all asked again: see reconsider_member().
+    all_count = all_ejected(service)
+    for i in range(service.member_count):
+        member = &service.members[i]
+        if member.destination != target and (
+            is_available(member) or (all_count and is_only_ejected(member))
+        ):
+            return True
+    return False
+
+
+cdef inline bint moves_on(
+    Engine *engine, Worker *worker, const Service *service, Conn *conn,
+    const svcdp_packet *packet, const View *view, uint32_t direction, int64_t now
+) noexcept nogil:
+    """What a packet for a service (NULL: for none) says of the destination of a CONN_TRIED
+    connection, which is locked. True: nothing, and the client asks again: another one is to
+    serve it.
     """
     cdef const uint8_t *data = packet.data
     cdef uint32_t flags = view.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)
@@ -296,6 +338,8 @@ cdef inline bint moves_on(
     if not conn.is_blamed:
         conn.is_blamed = True
         blame_silence(engine, worker, target, asked, now)
+    if not is_replaceable(service, view, packet.mark, target):
+        return False
     worker.avoided = conn.destination
     worker.retries += 1
     return True

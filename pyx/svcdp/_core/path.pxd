@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from svcdp._core.connect cimport *
 from svcdp._core.frag cimport *
 from svcdp._core.outgoing cimport outgoing_connection
-from svcdp._core.passive cimport moves_on
+from svcdp._core.passive cimport aside, moves_on
 from svcdp._core.xmit cimport destination_offset, source_offset
 
 cdef enum:
@@ -84,7 +84,7 @@ cdef inline Conn *route(
     """
     cdef Conn *conn
     cdef uint32_t direction = FROM_CLIENT
-    cdef uint32_t found
+    cdef uint32_t found = FORGET
     cdef uint8_t reason = SVCDP_REASON_ESTABLISHED
     conn = find(&engine.table, view, &direction)
     if conn is NULL and unlikely(view.quoted) and look_into_gue(packet.data, view) == PARSED:
@@ -92,11 +92,14 @@ cdef inline Conn *route(
         conn = find(&engine.table, view, &direction)
     if conn is not NULL:
         found = judge(engine, conn, packet.data, view, direction, now)
+    if service is NULL and (found == FORGET or unlikely(conn.flags & CONN_TRIED)):
+        service = service_of(engine, snapshot, view, packet.mark)
+    if conn is not NULL:
         if found == USE and unlikely(conn.flags & (CONN_WATCHED | CONN_TRIED)):
             if conn.flags & CONN_WATCHED:
                 start_grace(engine, conn, now)
-            if conn.flags & CONN_TRIED and moves_on(
-                engine, worker, conn, packet, view, direction, now
+            if conn.flags & CONN_TRIED and aside(&moves_on)(
+                engine, worker, service, conn, packet, view, direction, now
             ):
                 found = FORGET
         if unlikely(found == DROP):
@@ -123,10 +126,8 @@ cdef inline Conn *route(
                 decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_DESTINATION_GONE)
                 return NULL
         if conn is NULL:
-            if service is NULL:
-                service = service_of(engine, snapshot, view, packet.mark)
-                if service is NULL and unlikely(snapshot.servers):
-                    conn = outgoing_connection(engine, worker, snapshot, packet, view, now)
+            if service is NULL and unlikely(snapshot.servers):
+                conn = outgoing_connection(engine, worker, snapshot, packet, view, now)
             if conn is not NULL:
                 reason = SVCDP_REASON_REPLY
             else:

@@ -345,19 +345,108 @@ def test_a_retry_that_is_turned_away() -> None:
     bound = bench.syn(1, client=other)
     bench.answer(bound, port=1, client=other)
     assert bench.syn().destination == bound.destination
-    bench.serve(*ALL, **bench.fields, rules=(SourceRule(sources=(f"{other}/32",)),))
+    bench.dp.configure(replace(bench.dp.settings, drop_packet=3, am_droprate=1))
     bench.now += SECOND
-    assert bench.syn().reason == Reason.SOURCE_RANGE
+    assert bench.syn().reason == Reason.OVERLOAD
+    bench.dp.configure(svcdp.Settings())
     assert bench.syn(2, client=other).destination == bound.destination
 
 
-def test_nobody_else_is_there() -> None:
-    bench = Trial(ONE)
-    for _ in range(4):
-        assert bench.syn().destination == ONE
+FULL_TWO = DestinationSpec(*TWO, 2, upper=1)
+ONLY_ONE = (SourceRule(endpoints=(ONE,)),)
+WITHOUT_ONE = (SourceRule(endpoints=(TWO, THREE)),)
+
+
+@pytest.mark.parametrize(
+    ("destinations", "fields"),
+    [
+        pytest.param([(*ONE, 0)], {}, id="no weight"),
+        pytest.param([ONE, (*TWO, 0)], {}, id="others have no weight"),
+        pytest.param([(*ONE, 0), (*TWO, 0)], {}, id="nobody has"),
+        pytest.param([ONE], {}, id="others are removed"),
+        pytest.param([], {}, id="all are removed"),
+        pytest.param([ONE, FULL_TWO], {"scheduler": "fo"}, id="another is overloaded"),
+        pytest.param(ALL, {"passive_health": None}, id="switched off"),
+        pytest.param(ALL, {"scheduler": "none"}, id="the service serves nobody"),
+        pytest.param(ALL, {"rules": ONLY_ONE}, id="for this client there are no others"),
+        pytest.param(ALL, {"rules": (SourceRule(("203.0.113.0/24",)),)}, id="not admitted"),
+        pytest.param(None, {}, id="the service is removed"),
+    ],
+)
+def test_a_retry_stays_where_nobody_else_is(
+    destinations: Sequence[Any] | None, fields: dict[str, Any]
+) -> None:
+    """As without passive health: so a late answer is the client's."""
+    bench = Trial(ONE, health=PassiveHealth())
+    first = bench.syn()
+    if destinations is None:
+        bench.dp.apply([])
+    else:
+        bench.serve(*destinations, **{**bench.fields, **fields})
+    bench.syn(2)
+    for _ in range(3):
         bench.now += SECOND
-    assert bench.dp.stats().retries == 3
-    assert bench.dp.services()[0].destinations[0].failures == 3
+        again = bench.syn()
+        assert (again.reason, again.destination) == (Reason.ESTABLISHED, ONE)
+    assert bench.dp.stats().retries == 0
+    assert bench.answer(first).reason == Reason.REPLY
+
+
+@pytest.mark.parametrize(
+    ("destinations", "fields"),
+    [
+        pytest.param([(*ONE, 0), TWO], {}, id="no weight"),
+        pytest.param([TWO], {}, id="removed"),
+        pytest.param([(*ONE, 0), (*TWO, 0), THREE], {}, id="one of two"),
+        pytest.param(ALL, {"rules": WITHOUT_ONE}, id="others serve this client"),
+    ],
+)
+def test_a_retry_moves_to_who_is_there_now(
+    destinations: Sequence[Any], fields: dict[str, Any]
+) -> None:
+    bench = Trial(ONE, health=PassiveHealth())
+    bench.syn()
+    bench.serve(*destinations, **{**bench.fields, **fields})
+    bench.now += SECOND
+    again = bench.syn()
+    assert again.reason == Reason.NEW
+    assert again.destination in others(ONE)
+    assert bench.dp.stats().retries == 1
+
+
+def test_a_retry_where_all_others_are_ejected() -> None:
+    """Nobody is better off there, until this one is ejected too: then all are asked again."""
+    bench = Trial((*ONE, 3), (*TWO, 2), scheduler="fo", health=PassiveHealth(failures=2))
+    bench.serve((*ONE, 0), TWO, **bench.fields)
+    for port in (1, 2):
+        assert bench.refuse(port) == TWO
+    bench.serve((*ONE, 3), TWO, **bench.fields)
+    assert bench.syn().destination == ONE
+    bench.now += SECOND
+    assert (bench.syn().reason, bench.ejected()) == (Reason.ESTABLISHED, {TWO})
+    assert bench.refuse(3) == ONE
+    assert bench.ejected() == {ONE, TWO}
+    bench.syn(isn=9)
+    bench.now += SECOND
+    again = bench.syn(isn=9)
+    assert (again.reason, again.destination) == (Reason.NEW, TWO)
+    assert bench.ejected() == set()
+    assert bench.dp.stats().retries == 1
+
+
+def test_a_late_answer_to_a_masqueraded_client() -> None:
+    rules = (SourceRule(masquerade=True),)
+    bench = Trial(ONE, rules=rules, masquerade_address="198.51.100.1")
+    first = bench.syn()
+    assert first.packet is not None
+    sent = wire.read(bytes(first.packet))
+    for _ in range(3):
+        bench.now += SECOND
+        again = bench.syn()
+        assert again.packet is not None
+        assert wire.read(bytes(again.packet)).source_port == sent.source_port
+    answer = bench.answer(first, port=sent.source_port, client=sent.source)
+    assert (answer.reason, answer.next_hop) == (Reason.REPLY, CLIENT[4])
 
 
 @pytest.mark.parametrize(
