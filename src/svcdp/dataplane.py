@@ -281,6 +281,7 @@ class Dataplane(Core):
                 if key not in installed
                 or (member.address, member.port) not in installed[key].handles
             ]
+            given_up = self._given_up(gone, outgoing, installed)
             removed = [base.record for key, base in outgoing.items() if key not in installed]
             former = self._formers(outgoing, installed)
             users, unused = self._count_groups(outgoing, installed)
@@ -295,6 +296,7 @@ class Dataplane(Core):
                 ],
                 removed,
                 [handle.id for *_, handle in gone],
+                given_up,
                 restored,
                 # Here, not after it: a signal handler may raise as soon as the call returns.
                 [
@@ -309,6 +311,28 @@ class Dataplane(Core):
             raise CapacityError(str(error)) from error
         if former:
             self._collect_former()
+
+    def _given_up(
+        self,
+        gone: list[tuple[ServiceSpec, DestinationSpec, Handle]],
+        outgoing: dict[Key, Installed],
+        installed: dict[Key, Installed],
+    ) -> list[int]:
+        """Of destinations that leave, and of those that left and were kept so far: the ids of those
+        that are not kept.
+        """
+        kept = {key: frozenset(state.spec.kept) for key, state in installed.items()}
+        former = {key: frozenset(state.spec.kept) for key, state in outgoing.items()}
+        left = [
+            entry
+            for entry in (self._drained.values() if any(former.values()) else ())
+            if (entry[1].address, entry[1].port) in former.get(entry[0].key, ())
+        ]
+        return [
+            handle.id
+            for spec, member, handle in [*gone, *left]
+            if (member.address, member.port) not in kept.get(spec.key, ())
+        ]
 
     def _formers(
         self, outgoing: dict[Key, Installed], installed: dict[Key, Installed]

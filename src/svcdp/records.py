@@ -244,7 +244,7 @@ def check_service(spec: ServiceSpec) -> ServiceSpec:
     for field in ("scheduler", "persistence_group", "name"):
         if not isinstance(getattr(spec, field), str):
             raise ConfigError(f"{spec!r}: {field} must be a string")
-    for field in ("destinations", "rules", "scheduler_flags", "timeouts"):
+    for field in ("destinations", "rules", "scheduler_flags", "timeouts", "kept"):
         if not isinstance(getattr(spec, field), tuple | list):
             raise ConfigError(f"{spec!r}: {field} must be a tuple")
     for field in ("one_packet", "mss_clamp", "persistence_timed"):
@@ -271,7 +271,24 @@ def check_service(spec: ServiceSpec) -> ServiceSpec:
     check_passive(spec)
     if spec.one_packet and protocol not in ("udp", "fwmark"):
         raise ConfigError(f"{spec}: one_packet needs udp")
-    return replace(spec, address=address) if spec.address != address else spec
+    kept = check_endpoints(spec.kept, f"{spec}: kept")
+    if spec.address == address and spec.kept == kept:
+        return spec
+    return replace(spec, address=address, kept=kept)
+
+
+def check_endpoints(endpoints: Sequence[Endpoint], what: str) -> tuple[Endpoint, ...]:
+    """Pairs of address, which is normalised, and port; each once. ConfigError."""
+    if not isinstance(endpoints, tuple | list) or not all(
+        isinstance(each, tuple | list) and len(each) == 2 for each in endpoints
+    ):
+        raise ConfigError(f"{what}: {endpoints!r} is no tuple of (address, port)")
+    return tuple(
+        dict.fromkeys(
+            (check_address(address, what).text, check_port(port, what, 0))
+            for address, port in endpoints
+        )
+    )
 
 
 def check_grace(spec: ServiceSpec) -> None:
@@ -421,20 +438,15 @@ def order_subset(rule: SourceRule, spec: ServiceSpec, before: Subset) -> Subset:
         raise ConfigError(f"{spec}: {rule!r} is no SourceRule")
     if rule.endpoints is None:
         return None
-    if not isinstance(rule.endpoints, tuple | list) or not all(
-        isinstance(each, tuple | list) and len(each) == 2 for each in rule.endpoints
-    ):
-        raise ConfigError(f"{spec}: {rule.endpoints!r} is no tuple of (address, port)")
+    wanted = check_endpoints(rule.endpoints, f"{spec}: source rule: endpoint")
     known = {(m.address, m.port) for m in spec.destinations}
-    wanted: dict[Endpoint, None] = {}
-    for address, port in rule.endpoints:
-        check_port(port, f"{spec}: source rule: endpoint", 0)
-        endpoint = (check_address(address, f"{spec}: source rule: endpoint").text, port)
+    for endpoint in wanted:
         if endpoint not in known:
-            raise ConfigError(f"{spec}: source rule: {address} port {port} is no destination")
-        wanted[endpoint] = None
-    kept = dict.fromkeys(endpoint for endpoint in before or () if endpoint in wanted)
-    return tuple(kept | wanted)
+            raise ConfigError(
+                f"{spec}: source rule: {endpoint[0]} port {endpoint[1]} is no destination"
+            )
+    kept = [endpoint for endpoint in before or () if endpoint in wanted]
+    return tuple(dict.fromkeys([*kept, *wanted]))
 
 
 def compile_rules(

@@ -226,6 +226,9 @@ class ServiceSpec:
     ("expire"), their packets are dropped ("drop"; what IPVS does by default), or both ends of
     those over TCP hear of a reset when they next send ("reset"), once they had ``removal_grace``
     seconds more, counted from the first packet or sweep after the removal.
+    ``kept`` are servers, (address, port) each, that get no new connections, but are there: where
+    one of them was a destination, its connections go on as if it still were, those over UDP too,
+    until it is named no more.
 
     ``masquerade_address`` is the source address given to masqueraded connections;
     where it is set, a client that would reach itself (hairpin) is masqueraded too.
@@ -259,6 +262,7 @@ class ServiceSpec:
     persistence_timed: bool = False
     removal_grace: float = 0
     passive_health: PassiveHealth | None = None
+    kept: tuple[tuple[str, int], ...] = ()
 
     @property
     def key(self) -> tuple[str, int, str]:

@@ -1,11 +1,12 @@
 """UDP never sticks to the dead (kube-proxy.md, A7): whose endpoint leaves is served by another, or
-told that there is none, with the next datagram.
+told that there is none, with the next datagram. But an endpoint that serves keeps its clients, also
+where readiness, traffic policies or topology take the new ones elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from svcdp.kube import Change, NodeContext, resolve
 from svcdp.kube.decode import decode_value
 from svcdp.sync import Sync
 
-NODE = NodeContext(name="n1", addresses=["192.0.2.1"], pod_cidrs=["10.1.0.0/16"])
+NODE = NodeContext(name="n1", zone="a", addresses=["192.0.2.1"], pod_cidrs=["10.1.0.0/16"])
 POD, OUTSIDE = "10.1.9.9", "198.51.100.7"
 A, B = "10.1.0.1", "10.1.0.2"
 DNS = [port(53, "dns", "UDP", nodePort=30053)]
@@ -186,3 +187,231 @@ def test_from_objects_to_packets(to: tuple[str, int]) -> None:
             await test()
 
     asyncio.run(bounded())
+
+
+# -- endpoints that serve, and are not chosen any more ---------------------------------------------
+
+IN_A, IN_B = ({"forZones": [{"name": zone}]} for zone in "ab")
+ON_N1, ON_N2 = (
+    {"forZones": [{"name": "a"}], "forNodes": [{"name": node}]} for node in ("n1", "n2")
+)
+HERE, THERE = endpoint(A, "ready", node="n1"), endpoint(A, "ready", node="n2")
+B_HERE, B_THERE = endpoint(B, "ready", node="n1"), endpoint(B, "ready", node="n2")
+TERMINATES = endpoint(A, "-ready", "serving", "terminating", node="n1")
+UNREADY = endpoint(A, "-ready", "serving", node="n1")
+LEAVES = endpoint(A, "-ready", "-serving", "terminating", node="n1")
+CLUSTER, LOCAL = "Cluster", "Local"
+
+
+class Cluster:
+    """The daemon's way from objects to packets, each change in force when it returns."""
+
+    def __init__(self, dataplane: Dataplane, sync: Sync, source: Told) -> None:
+        self.dataplane, self._sync, self._source = dataplane, sync, source
+        self._slice: Any = None
+        self._service: Any = None
+
+    async def become(self, *each: Any, **fields: Any) -> None:
+        """A Service with these endpoints."""
+        after = self._sync.generation
+        self._service, self._slice = objects(*each, **fields)
+        self._source.say(self._service, self._slice)
+        await self._sync.wait(after)
+
+    async def lose(self, *, service: bool) -> None:
+        after = self._sync.generation
+        self._source.say(gone=[self._service if service else self._slice])
+        await self._sync.wait(after)
+
+    def send(self, to: tuple[str, int], client: str, port: int = 40000) -> Any:
+        return self.dataplane.process(wire.packet("udp", client, port, *to))
+
+    def new_ones(self, to: tuple[str, int], client: str, first: int) -> set[str]:
+        """Who serves new flows, or what becomes of them; as explain() says, too."""
+        found = set()
+        for number in range(first, first + 4):
+            said = self.dataplane.explain(f"udp {client}:{number} -> {to[0]}:{to[1]}")
+            result = self.send(to, client, number)
+            if result.verdict == Verdict.FORWARD:
+                assert result.reason == Reason.NEW
+                assert result.destination[0] in {each.address for each in said.destinations}
+                found.add(result.destination[0])
+            else:
+                assert said.action == result.verdict.name.lower()
+                found.add(said.action)
+        return found
+
+    def assert_stays(self, to: tuple[str, int], client: str) -> None:
+        """The flow that began first is A's, and A's answers are the client's."""
+        result = self.send(to, client)
+        assert (result.reason, result.destination) == (Reason.ESTABLISHED, (A, 53))
+        sent = wire.read(bytes(result.packet))
+        answer = wire.packet("udp", A, 53, sent.source, sent.source_port)
+        result = self.dataplane.process(answer)
+        assert (result.reason, result.next_hop) == (Reason.REPLY, client)
+        assert ("udp", A, 53) in self.dataplane.captures().real
+
+
+def run(test: Callable[[Cluster], Awaitable[None]]) -> None:
+    async def inside() -> None:
+        mode, source = Served(), Told()
+        async with asyncio.timeout(20), Sync(mode, NODE) as sync:
+            sync.follow(source)
+            await test(Cluster(mode.dataplane, sync, source))
+
+    asyncio.run(inside())
+
+
+def hinted(each: Any, hints: Any) -> Any:
+    return {**each, "hints": hints}
+
+
+STAYS = [
+    # Objects before and after, as (endpoints, policies), and who gets new flows then.
+    case("terminates", (HERE,), {}, (TERMINATES, B_HERE), {}, B),
+    case("is not ready", (HERE,), {}, (UNREADY, B_HERE), {}, B),
+    case("is not ready, nobody is", (HERE,), {}, (UNREADY,), {}, "reject"),
+    case("zone", (HERE, B_HERE), {}, (hinted(HERE, IN_B), hinted(B_HERE, IN_A)), {}, B),
+    case("node", (HERE, B_HERE), {}, (hinted(HERE, ON_N2), hinted(B_HERE, ON_N1)), {}, B),
+    case("policies", (THERE, B_HERE), {}, (THERE, B_HERE), {"policy": LOCAL}, B),
+    case("policies, nobody here", (THERE,), {}, (THERE,), {"policy": LOCAL}, "drop"),
+    case("one comes here", (THERE,), {"policy": CLUSTER}, (B_HERE, THERE), {"policy": LOCAL}, B),
+    case(
+        "terminates under Local", (HERE,), {"policy": LOCAL}, (TERMINATES, B_HERE),
+        {"policy": LOCAL}, B,
+    ),
+]  # fmt: skip
+
+
+def policies(policy: str = CLUSTER) -> dict[str, str]:
+    return {"externalTrafficPolicy": policy, "internalTrafficPolicy": policy}
+
+
+@pytest.mark.parametrize("to", ADDRESSES, ids=str)
+@pytest.mark.parametrize(("before", "policy", "after", "policy_after", "others"), STAYS)
+def test_an_endpoint_that_serves_keeps_its_flows(
+    to: tuple[str, int],
+    before: tuple[Any, ...],
+    policy: dict[str, str],
+    after: tuple[Any, ...],
+    policy_after: dict[str, str],
+    others: str,
+) -> None:
+    client = POD if to == CLUSTER_IP else OUTSIDE
+
+    async def test(cluster: Cluster) -> None:
+        await cluster.become(THERE if THERE in before else HERE, **policies(**policy))
+        assert cluster.send(to, client).destination == (A, 53)
+        await cluster.become(*before, **policies(**policy))
+        await cluster.become(*after, **policies(**policy_after))
+        for first in (50000, 51000):
+            cluster.assert_stays(to, client)
+            assert cluster.new_ones(to, client, first) == {others}
+        # Serves no longer: as if it had never been kept.
+        await cluster.become(LEAVES, B_HERE, **policies())
+        moved = cluster.send(to, client)
+        assert (moved.reason, moved.destination) == (Reason.NEW, (B, 53))
+
+    run(test)
+
+
+@pytest.mark.parametrize("to", ADDRESSES, ids=str)
+@pytest.mark.parametrize("service", [False, True], ids=["slice", "service"])
+def test_a_kept_flow_ends_with_the_objects(to: tuple[str, int], service: bool) -> None:
+    """Zero endpoints and deleted Services included."""
+
+    async def test(cluster: Cluster) -> None:
+        await cluster.become(HERE)
+        assert cluster.send(to, POD).destination == (A, 53)
+        await cluster.become(TERMINATES, B_HERE)
+        cluster.assert_stays(to, POD)
+        await cluster.lose(service=service)
+        result = cluster.send(to, POD)
+        assert result.reason == (Reason.NO_SERVICE if service else Reason.NO_DESTINATION)
+        cluster.dataplane.sweep()
+        assert cluster.dataplane.stats().connections == 0
+
+    run(test)
+
+
+def test_a_kept_flow_goes_on_when_its_endpoint_is_back() -> None:
+    async def test(cluster: Cluster) -> None:
+        await cluster.become(HERE)
+        cluster.send(CLUSTER_IP, POD)
+        for _ in range(3):
+            await cluster.become(UNREADY, B_HERE)
+            cluster.assert_stays(CLUSTER_IP, POD)
+            await cluster.become(HERE, B_HERE)
+            cluster.assert_stays(CLUSTER_IP, POD)
+            assert cluster.dataplane.stats().connections == 1
+        assert cluster.new_ones(CLUSTER_IP, POD, 50000) == {A, B}
+
+    run(test)
+
+
+def test_the_flows_of_one_address_do_not_matter_to_another() -> None:
+    """Each was a destination where it was chosen."""
+
+    async def test(cluster: Cluster) -> None:
+        await cluster.become(HERE)
+        for to in ADDRESSES:
+            cluster.send(to, OUTSIDE)
+        await cluster.become(TERMINATES, B_HERE)
+        cluster.dataplane.sweep()
+        for to in ADDRESSES:
+            cluster.assert_stays(to, OUTSIDE)
+
+    run(test)
+
+
+def test_an_affinity_ends_where_a_flow_stays() -> None:
+    """A5: who is out of the set loses its clients at once, for what is new."""
+    affinity = {"sessionAffinity": "ClientIP"}
+
+    async def test(cluster: Cluster) -> None:
+        await cluster.become(HERE, **affinity)
+        cluster.send(CLUSTER_IP, POD)
+        await cluster.become(TERMINATES, B_HERE, **affinity)
+        assert cluster.new_ones(CLUSTER_IP, POD, 50000) == {B}
+        cluster.assert_stays(CLUSTER_IP, POD)
+        await cluster.become(HERE, B_HERE, **affinity)
+        assert cluster.new_ones(CLUSTER_IP, POD, 51000) == {B}
+
+    run(test)
+
+
+def test_what_is_kept_is_let_go_of_when_its_flows_are_over() -> None:
+    now = [0]
+    dataplane = Dataplane(1000, seed=1, clock=lambda: now[0])
+    dataplane.apply(resolve(objects(HERE), NODE))
+    send(dataplane, CLUSTER_IP)
+    dataplane.apply(resolve(objects(TERMINATES, B_HERE), NODE))
+    assert ("udp", A, 53) in dataplane.captures().real
+    now[0] = 301 * 10**9
+    dataplane.sweep()
+    assert ("udp", A, 53) not in dataplane.captures().real
+    assert send(dataplane, CLUSTER_IP).destination == (B, 53)
+
+
+@pytest.mark.parametrize(
+    ("after", "stays"),
+    [
+        case("elsewhere", hinted(endpoint(A, "ready"), IN_B), True),
+        case("is not ready", endpoint(A, "-ready", "serving"), False),
+        case("terminates", endpoint(A, "-ready", "serving", "terminating"), False),
+    ],
+)
+def test_resets_of_removed_endpoints_do_not_meet_others(after: Any, stays: bool) -> None:
+    """svcdp.io/on-endpoint-removal, TCP: a hint removes nobody."""
+    web = service(annotations={"svcdp.io/on-endpoint-removal": "reset"})
+    dataplane = Dataplane(1000, seed=1, clock=lambda: 0)
+    dataplane.apply(resolve([web, endpoints(A)], NODE))
+    for flags in ("S", "A"):
+        client = wire.packet("tcp", POD, 40000, "10.96.0.10", 80, flags)
+        assert dataplane.process(client).destination == (A, 8080)
+    other = hinted(endpoint(B, "ready"), IN_A)
+    dataplane.apply(resolve([web, endpoints(after, other)], NODE))
+    result = dataplane.process(wire.packet("tcp", POD, 40000, "10.96.0.10", 80, "A"))
+    assert result.verdict == (Verdict.FORWARD if stays else Verdict.REJECT)
+    new = dataplane.process(wire.packet("tcp", POD, 40001, "10.96.0.10", 80, "S"))
+    assert new.destination == (B, 8080)

@@ -296,8 +296,8 @@ class Flow:
 
 
 def test_udp_follows_the_endpoints(scene: Scene) -> None:
-    """Flows of one socket each leave with their endpoint, and find the next. They are older than
-    the Service: the kernel tracks those to the node's own addresses.
+    """Flows of one socket each leave with their endpoint, once it serves no longer, and find the
+    next. They are older than the Service: the kernel tracks those to the node's own addresses.
     """
     a, b, _ = scene.cluster.servers
     virtual = [(address, UDP_PORT) for address in CLUSTER_IPS]
@@ -321,7 +321,8 @@ def test_udp_follows_the_endpoints(scene: Scene) -> None:
             ({b: READY}, {"b"}),
             ({}, {"refused"}),
             ({a: READY}, {"a"}),
-            ({a: TERMINATING, b: READY}, {"b"}),
+            ({a: TERMINATING, b: READY}, {"a"}),
+            ({a: STOPPED, b: READY}, {"b"}),
             ({a: TERMINATING, b: STOPPED}, {"a"}),
         ):
             scene.have(web(), *served_by(endpoints))

@@ -843,13 +843,15 @@ cdef class Core:
                     spin_unlock(&conn.lock)
 
     def commit(
-        self, list services, list removed, list removed_ids, list restored_ids, list books
+        self, list services, list removed, list left_ids, list removed_ids, list restored_ids,
+        list books,
     ):
         """Publish a change; packets see all of its services or none.
 
         `services`: (record, edits, edits of the subset of each rule) of services to add or
         replace; `removed`: records of services to drop; the ids of destinations that no service
-        names any more, and of those that one names again. `books`: (dict, keys that leave it, what
+        names any more, of those whose connections are treated so from now on, and of those that one
+        names again. `books`: (dict, keys that leave it, what
         enters it) of the caller's, which follow before a signal handler can raise. MemoryError or
         OverflowError, and then nothing has changed.
         """
@@ -909,7 +911,7 @@ cdef class Core:
                 book.pop(key, None)
             book.update(entering)
         self.draining.difference_update(restored_ids)
-        self.draining.update(removed_ids)
+        self.draining.update(left_ids)
         epoch = add_ordered_u64(&self.engine.epoch, 1)
         if self.unwatched:
             self.unwatched = False

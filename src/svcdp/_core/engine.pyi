@@ -115,6 +115,7 @@ class Core:
             tuple[Any, list[tuple[Any, ...]] | None, list[list[tuple[Any, ...]] | None]]
         ],
         removed: list[Any],
+        left_ids: list[int],
         removed_ids: list[int],
         restored_ids: list[int],
         books: list[tuple[dict[Any, Any], Collection[Any], Mapping[Any, Any]]],

@@ -38,7 +38,7 @@ def unsaved(specs: Iterable[ServiceSpec]) -> Iterator[str]:
         plain = new_service(spec.key)
         fields = ["rules", "masquerade_address", "persistence_group", "last_port", "helper"]
         fields += ["on_removal", "removal_grace", "persistence_timed", "timeouts"]
-        fields.append("passive_health")
+        fields += ["passive_health", "kept"]
         if spec.scheduler == "mh":
             fields.append("mh_table_size")
         lost = [field for field in fields if getattr(spec, field) != getattr(plain, field)]

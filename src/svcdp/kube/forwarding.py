@@ -62,15 +62,18 @@ def widened(spec: ServiceSpec, ports: tuple[int, int] | None) -> ServiceSpec:
     def keeps(each: DestinationSpec) -> DestinationSpec:
         return replace(each, port=0) if each.port == ports[0] else each
 
+    def with_ports(endpoints: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+        return tuple((a, 0 if port == ports[0] else port) for a, port in endpoints)
+
     def keep_in(rule: SourceRule) -> SourceRule:
         if rule.endpoints is None:
             return rule
-        kept = tuple((a, 0 if port == ports[0] else port) for a, port in rule.endpoints)
-        return replace(rule, endpoints=kept)
+        return replace(rule, endpoints=with_ports(rule.endpoints))
 
     return replace(
         spec,
         last_port=ports[1],
         destinations=tuple(map(keeps, spec.destinations)),
         rules=tuple(map(keep_in, spec.rules)),
+        kept=with_ports(spec.kept),
     )

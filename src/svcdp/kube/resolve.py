@@ -136,7 +136,9 @@ def resolve_service(
     for family, address in addresses.items():
         for port in spec.ports or ():
             key = PortKey(family, port.name or "", port.protocol or "TCP")
-            sets = endpoint_sets(groups.get(key, ()), node)
+            endpoints = groups.get(key, ())
+            sets = endpoint_sets(endpoints, node)
+            alive = _alive(endpoints, key, annotations)
             plain = ServiceSpec(
                 address=address,
                 port=port.port,
@@ -154,12 +156,12 @@ def resolve_service(
             inner = plain
             if spec.internal_traffic_policy == "Local":
                 inner = _inner(plain, sets, annotations)
-            wanted, problem = forwarded(inner, annotations, node)
+            wanted, problem = forwarded(_keeping(inner, alive), annotations, node)
             if problem:
                 message = f"{key.name or port.port}: {problem}; 'masq' stays in force"
                 problems.append(annotation_problem(service, "forwarding", message))
             resolved.add(service, widened(wanted, annotations.ranges.get(key.name)))
-            outside = _outside(plain, service, sets, annotations, node)
+            outside = _keeping(_outside(plain, service, sets, annotations, node), alive)
             for each in external[family]:
                 rules = within(outside.rules, each.sources) if each.sources else outside.rules
                 outer = replace(outside, address=each.address, rules=rules)
@@ -198,6 +200,30 @@ def _destinations(
             for each in endpoints
         ]
     )
+
+
+def _alive(
+    endpoints: Sequence[EndpointInfo], port: PortKey, annotations: Annotations
+) -> list[EndpointInfo]:
+    """Whose connections go on where readiness, traffic policies or hints take new ones elsewhere.
+
+    Of UDP that is who serves (kube-proxy's conntrack reconciler). Connections of other protocols go
+    on by themselves, unless an annotation ends them: those of ready endpoints are not meant.
+    """
+    if port.protocol == "UDP":
+        return [each for each in endpoints if each.serving]
+    if annotations.removal.policy != "drain":
+        return [each for each in endpoints if each.ready]
+    return []
+
+
+def _keeping(spec: ServiceSpec, alive: Sequence[EndpointInfo]) -> ServiceSpec:
+    """The spec, with those of ``alive`` kept that are none of its destinations."""
+    if not alive:
+        return spec
+    chosen = {(each.address, each.port) for each in spec.destinations}
+    kept = tuple([(e.address, e.port) for e in alive if (e.address, e.port) not in chosen])
+    return replace(spec, kept=kept) if kept else spec
 
 
 def _inner(plain: ServiceSpec, sets: EndpointSets, annotations: Annotations) -> ServiceSpec:

@@ -314,6 +314,96 @@ def test_a_reset_is_nothing_to_udp_which_goes_elsewhere_at_once() -> None:
     assert bench.send(protocol="udp").destination == TWO
 
 
+# What becomes of connections whose destination was removed: of TCP, and of UDP.
+REMOVED = {
+    ("drain", "tcp"): (Reason.ESTABLISHED, ONE),
+    ("drain", "udp"): (Reason.NEW, TWO),
+    ("expire", "tcp"): (Reason.NO_CONNECTION, None),
+    ("expire", "udp"): (Reason.NEW, TWO),
+    ("drop", "tcp"): (Reason.DESTINATION_GONE, None),
+    ("drop", "udp"): (Reason.DESTINATION_GONE, None),
+    ("reset", "tcp"): (Reason.DESTINATION_GONE, None),
+    ("reset", "udp"): (Reason.NEW, TWO),
+}
+
+
+@pytest.mark.parametrize(("on_removal", "protocol"), REMOVED)
+def test_kept(on_removal: str, protocol: str) -> None:
+    """Removed as far as new connections are concerned, and for others when it is kept no more."""
+    bench = Bench()
+    fields: dict[str, Any] = {"protocol": protocol, "on_removal": on_removal}
+    bench.serve(D1, **fields)
+    bench.send(protocol=protocol)
+    for number, kept in enumerate(([ONE], (THREE, ONE), (ONE, ONE))):
+        bench.serve(D2, **fields, kept=kept)
+        assert bench.send(port=1 + number, protocol=protocol).destination == TWO
+        bench.dp.sweep()
+        known = bench.send("A", protocol=protocol)
+        assert (known.reason, known.destination) == (Reason.ESTABLISHED, ONE)
+        assert bench.reply("A", source=ONE, protocol=protocol).reason == Reason.REPLY
+    bench.serve(D2, **fields, kept=(THREE,))
+    gone = bench.send("A", protocol=protocol)
+    assert (gone.reason, gone.destination) == REMOVED[on_removal, protocol]
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_kept_until_the_service_goes(back: bool) -> None:
+    bench = Bench()
+    fields: dict[str, Any] = {"protocol": "udp", "kept": (ONE,)}
+    bench.serve(D1, **fields)
+    bench.send(protocol="udp")
+    bench.serve(D2, **fields)
+    assert bench.send(protocol="udp").destination == ONE
+    bench.dp.apply([])
+    if back:
+        # It was gone in between: as of a destination that comes back, nothing is known of it.
+        bench.serve(D2, **fields)
+    result = bench.send(protocol="udp")
+    assert (result.reason, result.destination) == (
+        (Reason.NEW, TWO) if back else (Reason.NO_SERVICE, None)
+    )
+
+
+def test_kept_and_back() -> None:
+    bench = Bench()
+    bench.serve(D1, protocol="udp")
+    bench.send(protocol="udp")
+    (before,) = bench.dp.services()[0].destinations
+    for _ in range(3):
+        bench.serve(D2, protocol="udp", kept=(ONE,))
+        bench.serve(D1, D2, protocol="udp")
+        known = bench.send(protocol="udp")
+        assert (known.reason, known.destination) == (Reason.ESTABLISHED, ONE)
+    counts = {each.address: each.packets_in for each in bench.dp.services()[0].destinations}
+    assert counts[ONE[0]] == before.packets_in + 3
+    bench.serve(D2, protocol="udp")
+    assert bench.send(protocol="udp").destination == TWO
+
+
+def test_kept_by_a_transaction() -> None:
+    bench = Bench()
+    bench.serve(D2, D1, protocol="udp")
+    assert bench.send(protocol="udp").destination == ONE
+    with bench.dp.transaction() as tx:
+        tx.service(VIRTUAL[4], 80, "udp", kept=(ONE,)).remove(*ONE)
+    assert bench.send(protocol="udp").destination == ONE
+    with bench.dp.transaction() as tx:
+        tx.service(VIRTUAL[4], 80, "udp", scheduler="wlc")
+    assert bench.send(protocol="udp").destination == ONE
+    with bench.dp.transaction() as tx:
+        tx.service(VIRTUAL[4], 80, "udp", kept=())
+    assert bench.send(protocol="udp").destination == TWO
+
+
+def test_to_keep_who_never_was_there_is_nothing() -> None:
+    bench = Bench()
+    bench.serve(D2, kept=(ONE, TWO))
+    assert bench.send().destination == TWO
+    assert ("tcp", *ONE) not in bench.dp.captures().real
+    bench.serve(kept=(ONE,))
+    assert bench.send(port=2).reason == Reason.NO_DESTINATION
+
+
 @pytest.mark.parametrize("on_removal", ["drain", "expire", "drop"])
 def test_a_removed_service_is_like_removed_destinations(on_removal: str) -> None:
     bench = Bench()
