@@ -495,7 +495,7 @@ class Dataplane(Core):
                         handle.active,
                         handle.inactive,
                         *self.traffic(handle.id),
-                        handle.ejected,
+                        handle.ejected_at(now),
                         handle.failures,
                         max(0, now - handle.failed_at) / 1e9 if handle.failures else None,
                     )
@@ -647,7 +647,7 @@ class Dataplane(Core):
             spec,
             [*reversed(state.handles if subset is None else subset)],
             [endpoint for endpoint, handle in state.handles.items() if handle.overloaded],
-            [endpoint for endpoint, handle in state.handles.items() if handle.ejected],
+            [endpoint for endpoint, handle in state.handles.items() if handle.ejected_at(now)],
             rule_index,
             member,
             choice,

@@ -200,6 +200,10 @@ cdef class Destination:
         """Whether they do because it did not answer: see `PassiveHealth`."""
         return is_ejected(self.state)
 
+    def ejected_at(self, int64_t now):
+        """The same at a time (ns): that it is over, the next packet finds out."""
+        return is_ejected(self.state) and self.state.asked_from > now
+
     @property
     def failures(self):
         """How many clients it left without an answer."""

@@ -514,6 +514,18 @@ def test_an_ejection_ends_and_the_next_is_longer() -> None:
         assert bench.ejected() == set()
 
 
+def test_nobody_has_to_send_for_an_ejection_to_end() -> None:
+    bench = Trial()
+    gone = bench.refuse(1)
+    flow = f"tcp {CLIENT[4]}:9 -> {VIRTUAL[4]}:80"
+    for seconds, ejected in ((9, {gone}), (2, set())):
+        bench.now += seconds * SECOND
+        assert bench.ejected() == ejected
+        possible = {(each.address, each.port) for each in bench.dp.explain(flow).destinations}
+        assert possible == others(*ejected)
+    assert set(bench.picks(6)) == set(ALL)
+
+
 def test_an_answer_ends_it() -> None:
     bench = Trial((*ONE, 2), TWO, scheduler="fo")
     for port in (1, 2):
