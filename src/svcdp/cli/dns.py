@@ -41,6 +41,7 @@ LISTEN = ("127.0.0.1:1053", "[::1]:1053")
 @config_options(
     (
         *("kubeconfig", "min_sync_period", "dns_recursion", "dns_rate", "dns_log"),
+        *("service_cidrs", "service_node_port_range", "allocations_file"),
         *("log_level", "log_format"),
     )
 )

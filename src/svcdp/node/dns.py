@@ -23,6 +23,8 @@ from svcdp.discovery.resolver import Resolver
 from svcdp.discovery.upstream import Forwarder, Upstream
 from svcdp.errors import ConfigError
 from svcdp.kube import ApiServerSource, ManifestSource, NodeContext
+from svcdp.kube.allocations import AllocatingSource
+from svcdp.kube.allocationsfile import AllocationsFile
 from svcdp.node.config import NodeConfig
 from svcdp.node.context import api_client
 from svcdp.sync import ServiceChange, Sync
@@ -71,7 +73,7 @@ async def _serve(
         sync = await undo.enter_async_context(Sync(_NoProxy(), NodeContext()))
         sync.subscribe(thread.tell)
         if source is not None:
-            sync.follow(source)
+            sync.follow(_completed(source, config))
         if client is not None:
             period = config.min_sync_period
             sync.follow(ApiServerSource(client, hidden=True, min_period=period))
@@ -80,6 +82,16 @@ async def _serve(
         where = ",".join(str(Upstream(*place)) for place in listen)
         log.info("serving", extra={"listen": where, **sync.counts._asdict()})
         await asyncio.Event().wait()
+
+
+def _completed(source: ManifestSource, config: NodeConfig) -> AllocatingSource:
+    """Services have the addresses that a node would give them, and its file is the node's: it is
+    read, never written.
+    """
+    remembered = AllocationsFile()
+    remembered.services = AllocationsFile(config.allocations_file).services
+    ports = config.service_node_port_range
+    return AllocatingSource(source, config.service_cidrs, (ports.first, ports.last), remembered)
 
 
 class _NoProxy:

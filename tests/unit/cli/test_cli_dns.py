@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import pytest
 from svcdp.cli.group import run
 
 DEADLINE = 20.0  # seconds
+INTRODUCTION = Path(__file__).parents[3] / "examples" / "introduction"
 
 
 def write(folder: Path, **services: str) -> None:
@@ -36,17 +40,18 @@ def write(folder: Path, **services: str) -> None:
     hidden.rename(folder / "services.json")
 
 
-def ask(port: int, name: str) -> dns.message.Message:
-    query = dns.message.make_query(f"{name}.shop.svc.example.org.", "A")
+def ask(port: int, name: str, namespace: str = "shop") -> dns.message.Message:
+    query = dns.message.make_query(f"{name}.{namespace}.svc.example.org.", "A")
     return dns.query.udp(query, "127.0.0.1", port=port, timeout=DEADLINE)
 
 
-def test_names_of_a_folder_and_its_changes(tmp_path: Path) -> None:
-    write(tmp_path, web="10.96.0.10")
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server that answers, and its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "svcdp", "dns", "-f", str(tmp_path), "--zone", "example.org"]
+    command = [sys.executable, "-m", "svcdp", "dns", "--zone", "example.org", *arguments]
     process = subprocess.Popen(
         [*command, "--listen", f"127.0.0.1:{port}"], stderr=subprocess.PIPE, text=True
     )
@@ -54,6 +59,15 @@ def test_names_of_a_folder_and_its_changes(tmp_path: Path) -> None:
         assert process.stderr is not None
         while "message=serving" not in (line := process.stderr.readline()):
             assert line, "it ended"
+        yield process, port
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_names_of_a_folder_and_its_changes(tmp_path: Path) -> None:
+    write(tmp_path, web="10.96.0.10")
+    with serving("-f", str(tmp_path)) as (process, port):
         assert str(ask(port, "web").answer[0][0]) == "10.96.0.10"
         assert ask(port, "late").rcode() == dns.rcode.NXDOMAIN
         write(tmp_path, web="10.96.0.10", late="10.96.0.11")
@@ -64,10 +78,23 @@ def test_names_of_a_folder_and_its_changes(tmp_path: Path) -> None:
         assert str(ask(port, "late").answer[0][0]) == "10.96.0.11"
         process.terminate()
         assert process.wait(DEADLINE) == 0
+        assert process.stderr is not None
         assert "message=stopped" in process.stderr.read()
-    finally:
-        process.kill()
-        process.communicate()
+
+
+def test_addresses_that_manifests_leave_out_are_those_of_a_node(tmp_path: Path) -> None:
+    """Of the introduction's four Services none says its cluster IP."""
+    file = tmp_path / "allocations.json"
+    held = {"default/service-python": {"IPv4": "10.111.0.7"}}
+    file.write_text(json.dumps({"version": 1, "services": held}))
+    before = file.read_bytes()
+    arguments = ["-f", str(INTRODUCTION), "--service-cidrs", "10.111.0.0/24"]
+    with serving(*arguments, "--allocations-file", str(file)) as (_, port):
+        assert str(ask(port, "service-python", "default").answer[0][0]) == "10.111.0.7"
+        for name in ("service-python-node-port", "service-python-load-balancer"):
+            address = ipaddress.ip_address(str(ask(port, name, "default").answer[0][0]))
+            assert address in ipaddress.ip_network("10.111.0.0/24")
+    assert file.read_bytes() == before  # it is the node's
 
 
 @pytest.mark.parametrize(
