@@ -50,6 +50,7 @@ Key = tuple[bytes, ...]
 
 _IN = RdataClass.IN
 _REFRESH, _RETRY, _EXPIRE = 7200, 1800, 86400  # seconds; for secondaries, of which there are none
+_IPV4 = re.compile(r"[0-9]+(\.[0-9]+){3}")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _NOBODY = ServiceRef("", "")
 """Whose records are those of the zone."""
@@ -193,7 +194,8 @@ class Names:
         spec, ref = service.spec, service.ref
         name = Name((ref.name.encode(), ref.namespace.encode(), b"svc", *self.zone.labels))
         if spec.type == "ExternalName":
-            if spec.external_name:
+            # CoreDNS gives no name either to what looks like an address.
+            if spec.external_name and not _IPV4.fullmatch(spec.external_name):
                 target = dns.name.from_text(spec.external_name)
                 yield key_of(name), _record(CNAME, target)
         elif spec.cluster_ip == "None":
@@ -203,8 +205,10 @@ class Names:
                 yield key_of(name), _address(address)
                 yield _reverse(address), _record(PTR, name)
             for port in spec.ports or ():
+                record = _srv(port.port, name)
+                yield key_of(name), record  # also of ports without names, as CoreDNS has it
                 if port.name:
-                    yield _service(name, port.name, port.protocol), _srv(port.port, name)
+                    yield _service(name, port.name, port.protocol), record
 
 
 def key_of(name: Name) -> Key:
@@ -249,7 +253,9 @@ def _headless(
             target = Name((hostname.encode(), *name.labels))
             own[target, address] = None
             for port in each.ports or ():
-                if port.name and port.port:
+                if port.port:
+                    served[key_of(name), port.port, target] = None
+                if port.port and port.name:
                     served[_service(name, port.name, port.protocol), port.port, target] = None
     for address in dict.fromkeys(address for _, address in own):
         yield key_of(name), _address(address)
