@@ -36,6 +36,7 @@ SERVICES = [
     ),
     service("pending", type="LoadBalancer", ports=PORTS, loadBalancerSourceRanges=["192.0.2.0/24"]),
     service("balanced", type="LoadBalancer", ports=PORTS, externalTrafficPolicy="Local"),
+    service("named", type="LoadBalancer", ports=PORTS),
     service("headless", clusterIP="None", ports=PORTS),
     service("elsewhere", type="ExternalName", externalName="remote.example"),
     service("sticky", ports=[{"port": 7}], sessionAffinity="ClientIP"),
@@ -72,8 +73,12 @@ def known(plane: ControlPlane, folder: Path) -> tuple[list[Item], dict[str, Item
 
 def test_as_kubectl_prints_them(plane: ControlPlane, tmp_path: Path) -> None:
     plane.apply(*SERVICES, SLICE)
-    status = '{"status":{"loadBalancer":{"ingress":[{"ip":"192.0.2.7","ipMode":"VIP"}]}}}'
-    plane.kubectl("patch", "service", "balanced", "--subresource=status", "-p", status)
+    for name, ingress in {
+        "balanced": {"ip": "192.0.2.7", "ipMode": "VIP"},
+        "named": {"hostname": "lb.example"},  # as clouds have it whose addresses change
+    }.items():
+        status = json.dumps({"status": {"loadBalancer": {"ingress": [ingress]}}})
+        plane.kubectl("patch", "service", name, "--subresource=status", "-p", status)
     listed, described = known(plane, tmp_path)
 
     columns = [

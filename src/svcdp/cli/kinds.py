@@ -59,7 +59,8 @@ def _external(item: Item) -> str:
     """As kubectl has it (printers.go, getServiceExternalIP)."""
     if item["type"] == "ExternalName":
         return str(item["externalName"])
-    found = ",".join([*sorted(item["loadBalancerIPs"]), *item["externalIPs"]])
+    balanced = sorted([*item["loadBalancerIPs"], *item["loadBalancerHostnames"]])
+    found = ",".join([*balanced, *item["externalIPs"]])
     return found or ("<pending>" if item["type"] == "LoadBalancer" else "<none>")
 
 

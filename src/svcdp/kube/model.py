@@ -138,10 +138,14 @@ class SessionAffinityConfig(_Record, frozen=True):
     client_ip: ClientIPConfig | None = msgspec.field(name="clientIP", default=None)
 
 
-class LoadBalancerIngress(_Record, frozen=True):
-    """One address of a load balancer. ``ip_mode`` Proxy: its packets come with another one."""
+class LoadBalancerIngress(_Record, frozen=True, omit_defaults=True):
+    """One address of a load balancer, or a name that it has instead (``hostname``).
+
+    ``ip_mode`` Proxy: its packets come with another address.
+    """
 
     ip: str | None = None
+    hostname: str | None = None
     ip_mode: Literal["VIP", "Proxy"] | None = None
 
 

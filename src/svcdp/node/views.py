@@ -12,7 +12,7 @@ from svcdp.errors import ManifestError
 if TYPE_CHECKING:
     from svcdp.dataplane import Dataplane
     from svcdp.io.nfqueue import QueueWorkers
-    from svcdp.kube.model import Service
+    from svcdp.kube.model import LoadBalancerIngress, Service
     from svcdp.sync import ServiceStatus, Sync
 
 __all__ = [
@@ -47,7 +47,10 @@ def _service(status: ServiceStatus) -> Item:
         "type": spec.type or "ClusterIP",
         "clusterIPs": list(spec.cluster_ips or filter(None, [spec.cluster_ip])),
         "externalIPs": list(spec.external_ips or ()),
-        "loadBalancerIPs": _load_balancer_ips(service),
+        "loadBalancerIPs": [each.ip for each in _ingress(service) if each.ip],
+        "loadBalancerHostnames": [
+            each.hostname for each in _ingress(service) if each.hostname and not each.ip
+        ],
         "externalName": spec.external_name or "",
         "selector": spec.selector or {},
         "ports": [
@@ -121,17 +124,17 @@ def _place(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _load_balancer_ips(service: Service) -> list[str]:
-    return [each.partition(" ")[0] for each in _load_balancer_ingress(service)]
+def _ingress(service: Service) -> tuple[LoadBalancerIngress, ...]:
+    status = service.status and service.status.load_balancer
+    return (status and status.ingress) or ()
 
 
 def _load_balancer_ingress(service: Service) -> list[str]:
-    """Addresses, and how packets to them come: ``192.0.2.7 (VIP)``."""
-    status = service.status and service.status.load_balancer
+    """Addresses, or names, and how packets to them come: ``192.0.2.7 (VIP)``."""
     return [
-        f"{each.ip} ({each.ip_mode})" if each.ip_mode else each.ip
-        for each in (status and status.ingress) or ()
-        if each.ip
+        f"{place} ({each.ip_mode})" if each.ip_mode else place
+        for each in _ingress(service)
+        if (place := each.ip or each.hostname)
     ]
 
 
@@ -146,6 +149,7 @@ def virtual_services(dataplane: Dataplane, request: Request) -> Iterator[Item]:
             "clusterIPs": [] if spec.protocol == "fwmark" else [spec.address],
             "externalIPs": [],
             "loadBalancerIPs": [],
+            "loadBalancerHostnames": [],
             "externalName": "",
             "selector": {},
             "ports": [

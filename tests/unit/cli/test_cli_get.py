@@ -27,6 +27,7 @@ WEB = {
     ],
     "externalIPs": [],
     "loadBalancerIPs": [],
+    "loadBalancerHostnames": [],
     "externalName": "",
     "selector": {"tier": "front", "app": "web"},
     "creationTimestamp": None,
