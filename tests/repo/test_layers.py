@@ -18,7 +18,7 @@ CYTHON = ROOT / "pyx" / "svcdp"
 PLAIN = {"types", "errors", "abc", "_files"}
 L2 = PLAIN | {"_core", "_io", "dataplane", "schedulers"}
 L3 = L2 | {"io", "ipvs", "rules", "modes"}
-L4 = L3 | {"kube", "discovery", "sync"}
+L4 = L3 | {"kube", "announce", "discovery", "sync"}
 EVERYTHING = L4 | {"node", "lab", "cli", "_version"}
 
 # Files that together are one part.
@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "rules": L2 | {"io"},
     "modes": L3,
     "kube": PLAIN,
+    "announce": PLAIN | {"kube"},
     "discovery": PLAIN | {"kube"},
     "sync": L2 | {"kube"},
     "lab": L4 | {"_version"},

@@ -1,0 +1,1 @@
+"""Addresses of load balancers, made known to the local network and to routers."""
