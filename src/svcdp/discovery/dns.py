@@ -45,11 +45,13 @@ MESSAGE_TIME = 5.0  # seconds for a message to come or to be taken
 BATCH = 32  # datagrams taken before others have their turn
 BUFFER = 1 << 20  # bytes of datagrams that the kernel keeps for us
 READY = 16384  # responses of ours that are kept as they went out, of some 500 bytes each
+DENIALS = 4096  # of which parts are kept, of some 100 bytes each
 SHORTEST = 16  # bytes of the shortest record of an address, its name compressed
 UDP_MIN = 512  # bytes that every client takes (RFC 1035, 4.2.1)
 TCP_MAX = 0xFFFF
 
 _HEADER = struct.Struct("!6H")
+_QUESTION = struct.Struct("!2H")  # what follows its name
 _ANCILLARY = socket.CMSG_SPACE(20)  # struct in6_pktinfo, the longer one
 # linux/in.h and linux/in6.h, where Python's socket does not have them.
 _IP_PKTINFO, _IP_FREEBIND, _IPV6_FREEBIND = 8, 15, 78
@@ -87,6 +89,7 @@ class DnsServer:
         self._streams_of: Counter[str] = Counter()
         self._ready: dict[tuple[bytes, str, bool], tuple[Rcode, bytes]] = {}
         self._ready_serial = 0
+        self._denials: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
         self.queries: Counter[str] = Counter()
         self.responses: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
@@ -274,6 +277,24 @@ class DnsServer:
 
     def _encode(self, query: Message, answer: Answer, protocol: str, can_recurse: bool) -> bytes:
         self.responses[answer.rcode.name] += 1
+        if not answer.is_denial or answer.answer:
+            return self._render(query, answer, protocol, can_recurse)
+        # Most that nobody asked lately are names that search lists make. dnspython renders one of
+        # each length; all its names point into the question, at the zone, or are none of it.
+        [question] = query.question
+        asked = (question.name.to_wire() or b"") + _QUESTION.pack(question.rdtype, question.rdclass)
+        flags = query.flags & dns.flags.RD, query.edns >= 0, can_recurse
+        shape = answer.rcode, len(asked), flags, self.resolver.names.serial
+        if (denial := self._denials.get(shape)) is None:
+            wire = self._render(query, answer, protocol, can_recurse)
+            denial = wire[2 : _HEADER.size], wire[_HEADER.size + len(asked) :]
+            if len(self._denials) >= DENIALS:
+                self._denials.clear()
+            self._denials[shape] = denial
+        head, tail = denial
+        return query.id.to_bytes(2) + head + asked + tail
+
+    def _render(self, query: Message, answer: Answer, protocol: str, can_recurse: bool) -> bytes:
         response = dns.message.make_response(query, can_recurse, PAYLOAD)
         response.set_rcode(answer.rcode)
         if answer.is_own:

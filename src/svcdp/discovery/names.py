@@ -58,13 +58,16 @@ _NOBODY = ServiceRef("", "")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The sections of a response. ``is_own``: it is the cluster's, not what somebody else says."""
+    """The sections of a response. ``is_own``: it is the cluster's, not what somebody else says.
+    ``is_denial``: the same is said, but for the question, of each name of that length.
+    """
 
     rcode: Rcode = Rcode.NOERROR
     answer: tuple[RRset, ...] = ()
     authority: tuple[RRset, ...] = ()
     additional: tuple[RRset, ...] = ()
     is_own: bool = False
+    is_denial: bool = False
 
     @property
     def alias(self) -> Name | None:
@@ -85,6 +88,8 @@ class Names:
         self.zone = _zone(zone)
         self._apex = key_of(self.zone)
         self._server = Name((b"ns", b"dns", *self.zone.labels))
+        self._mailbox = Name((b"hostmaster", *self.zone.labels))
+        self._zone_soa: tuple[int, RRset] | None = None  # for which serial
         #: Another one after each change of names.
         self.serial = 1
         # By name and by whose they are: several Services may have endpoints of one address.
@@ -119,16 +124,16 @@ class Names:
         is_inside = self.contains(key)
         if found is None and not is_inside:
             return None
-        owner = self.zone if is_inside else name  # of the SOA record: a name at or above
         if key == self._apex and rdtype == RdataType.SOA:
             return Answer(answer=(self._soa(name),), is_own=True)
         if found is None:
-            rcode = Rcode.NOERROR if self._below[key] else Rcode.NXDOMAIN
-            return Answer(rcode, authority=(self._soa(owner),), is_own=True)
+            return self._deny(key, Rcode.NOERROR if self._below[key] else Rcode.NXDOMAIN)
         records = [each for held in found.values() for each in held]
         chosen = [each for each in records if each.rdtype in (rdtype, RdataType.CNAME)]
-        if not chosen:
-            return Answer(authority=(self._soa(owner),), is_own=True)
+        if not chosen and is_inside:
+            return self._deny(key, Rcode.NOERROR)
+        if not chosen:  # the owner of a SOA record is a name at or above
+            return Answer(authority=(self._soa(name),), is_own=True)
         random.shuffle(chosen)  # some clients take the first, always
         length = len(chosen[0].to_wire() or b"") + RECORD_HEAD
         del chosen[ANSWER_MAX // length :]
@@ -165,10 +170,19 @@ class Names:
             return []
         return [key[depth:] for depth in range(1, len(key) - len(self._apex))]
 
+    def _deny(self, key: Key, rcode: Rcode) -> Answer:
+        """A name of the zone has no record, or none of a type."""
+        serial, soa = self._zone_soa or (0, None)
+        if soa is None or serial != self.serial:
+            soa = self._soa(self.zone)
+            self._zone_soa = self.serial, soa
+        # Names of ours in the SOA record may be compressed by these.
+        shares = key[-len(self._apex) - 1 : -len(self._apex)] in ((b"dns",), (b"hostmaster",))
+        return Answer(rcode, authority=(soa,), is_own=True, is_denial=not shares)
+
     def _soa(self, owner: Name) -> RRset:
-        mailbox = Name((b"hostmaster", *self.zone.labels))
-        record = _record(SOA, self._server, mailbox, self.serial, _REFRESH, _RETRY, _EXPIRE, TTL)
-        return _rrset(owner, [record])
+        times = (_REFRESH, _RETRY, _EXPIRE, TTL)
+        return _rrset(owner, [_record(SOA, self._server, self._mailbox, self.serial, *times)])
 
     def _targets(self, records: Iterable[Rdata]) -> Iterator[RRset]:
         """The addresses of what SRV and NS records name."""

@@ -11,6 +11,7 @@ import dns.message
 import dns.query
 import dns.rcode
 import dns.rdataclass
+import dns.rrset
 import pytest
 from dnslab import (
     DEADLINE,
@@ -165,6 +166,41 @@ def test_other_opcodes() -> None:
             found = dns.message.from_wire(wire)
             assert (found.id, found.rcode()) == (query.id, dns.rcode.NOTIMP)
             assert found.opcode() == dns.opcode.NOTIFY
+
+    run(test)
+
+
+#: Two of each length: what is said of one is said of the other, but for names that share labels
+#: with those of the SOA record.
+DENIED = [
+    *("a.svc", "a.dns", "b.svc", "b.DNS", "ab.svc", "AB.Svc", "ab.shop.svc", "ba.shop.svc"),
+    *("hostmasteq", "hostmaster", "a.hostmasteq", "a.hostmaster", "longer-name.shop.svc"),
+    *("web.shop.svc", "few.shop.svc", "dns.dns", "svc.dns", "dns.svc", "shop.svc"),
+    *(f"{'a' * 63}.{'b' * 63}.svc", f"{'b' * 63}.{'a' * 63}.svc"),
+]
+
+
+@pytest.mark.parametrize("edns", [{}, {"use_edns": 0, "payload": 4096}], ids=["plain", "edns"])
+@pytest.mark.parametrize("flags", [0, dns.flags.RD], ids=["iterative", "recursive"])
+@pytest.mark.parametrize("recursion", [[], ["127.0.0.0/8"]], ids=["nobody", "somebody"])
+def test_what_is_denied_is_rendered_as_dnspython_does(
+    edns: dict[str, int], flags: int, recursion: list[str]
+) -> None:
+    async def test() -> None:
+        names = names_of(OBJECTS)
+        async with serving(names, recursion=recursion) as (_, port):
+            for name in [*DENIED, *DENIED]:
+                kind = "TXT" if len(name) % 2 else "AAAA"
+                query = dns.message.make_query(f"{name}.{ZONE}", kind, flags=flags, **edns)
+                wire = await exchange(port, query.to_wire())
+                said = f"ns.dns.{ZONE} hostmaster.{ZONE} {names.serial} 7200 1800 86400 5"
+                wanted = dns.message.make_response(query, bool(recursion), 1232)
+                wanted.flags |= dns.flags.AA
+                exists = name.lower() in ("web.shop.svc", "few.shop.svc", "shop.svc")
+                wanted.set_rcode(dns.rcode.NOERROR if exists else dns.rcode.NXDOMAIN)
+                wanted.authority = [dns.rrset.from_text(ZONE, 5, "IN", "SOA", said)]
+                assert wire == wanted.to_wire(), name
+                names.serial += name == "ab.svc"  # as a change makes it
 
     run(test)
 
