@@ -21,6 +21,8 @@ __all__ = ["command"]
 #: To the first line and column; what was below is erased.
 HOME, ERASE = "\x1b[H", "\x1b[J"
 
+NARROWEST = 4  # characters to which names are cut on a narrow terminal
+
 Key = tuple[str, ...]
 
 
@@ -144,12 +146,26 @@ def _show(loads: Sequence[Load], by_endpoint: bool, *, in_place: bool) -> None:
     if not by_endpoint:
         lines = [[*line[:2], *line[3:]] for line in lines]
     size = shutil.get_terminal_size()
-    if in_place:
-        lines = lines[: max(size.lines - 1, 2)]
-    text = table([], lines)
-    if in_place:
-        text = "\n".join(line[: size.columns] for line in text.splitlines())
-    click.echo(f"{HOME}{ERASE}{text}" if in_place else text)
+    if not in_place:
+        click.echo(table([], lines))
+        return
+    lines = lines[: max(size.lines - 1, 2)]
+    text = table([], _fitted(lines, size.columns))
+    text = "\n".join(line[: size.columns] for line in text.splitlines())
+    click.echo(f"{HOME}{ERASE}{text}")
+
+
+def _fitted(lines: list[list[object]], width: int) -> list[list[object]]:
+    """The lines in a ``width``, if the names can give it: they are the first two columns, and
+    numbers are what one looks for.
+    """
+    cells = [[str(cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    over = len(table([], [["x" * each for each in widths]])) - width
+    while over > 0 and (longest := max(widths[:2])) > NARROWEST:
+        widths[widths.index(longest)] -= 1
+        over -= 1
+    return [[cell[:limit] for cell, limit in zip(line, widths, strict=True)] for line in cells]
 
 
 def _short(number: float) -> str:

@@ -27,6 +27,7 @@ def item(service: str, address: str, virtual: str = "10.96.0.1", **counters: int
     }
 
 
+NAME = "a-name-that-is-as-long-as-names-of-services-are:https"
 BEFORE = [
     item("web:http", "10.1.0.1", packetsIn=100, bytesIn=1000, connections=5),
     item("web:http", "fd00::1", virtual="fd96::1", packetsIn=7),
@@ -139,6 +140,33 @@ def test_a_terminal_is_refreshed_in_place_and_never_overfilled(
         lines = screen.splitlines()
         assert len(lines) == 2
         assert all(len(line) <= 30 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("width", "options", "names"),
+    [
+        (80, [], ["shop", NAME[:17]]),
+        (100, ["--endpoints"], ["shop", NAME[:15], "10.123.101.102:8080"]),
+        (62, [], ["shop", NAME[:4]]),
+    ],
+)
+def test_a_narrow_terminal_cuts_names_and_no_numbers(
+    daemon: FakeDaemon,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
+    options: list[str],
+    names: list[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    before = item(NAME, "10.123.101.102")
+    daemon.lists = [[before], [before | {"bytesIn": 2_468_000}]]
+    assert run(["top", *options]) == 130
+    header, line = capsys.readouterr().out.removeprefix(top.HOME + top.ERASE).splitlines()
+    assert header.endswith("   ACTIVE   INACTIVE   CONN/S   PACKETS/S   BYTES/S")
+    assert line.split() == [*names, "0", "0", "0", "0", "1.2M"]
+    assert len(header) <= width
 
 
 @pytest.mark.parametrize(
