@@ -24,6 +24,10 @@ class Kind:
     columns: tuple[Column, ...]
     namespaced: bool = True
 
+    def owner(self, item: Item) -> str:
+        """The name by which one asks for it: a Service's, where several things are of one."""
+        return str(item.get("service", "")).partition(":")[0] or self.name(item)
+
     def shown(self, *, namespaces: bool, wide: bool) -> list[Column]:
         """The columns of a table of one namespace or of all."""
         return [

@@ -232,6 +232,20 @@ def test_nothing_found(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
     assert captured.err == "No services found in namespace empty\n"
 
 
+def test_some_names(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
+    for arguments, shown in (
+        (["svc", "web", "-o", "name"], ["service/web"]),
+        (["po", "job", "web-0", "-o", "name"], ["pod/web-0", "pod/job"]),
+        (["ep", "web", "-o", "name"], ["endpoint/web:http/[fd00::1]:8080"]),
+    ):
+        assert output(capsys, daemon, *arguments).splitlines() == shown
+    # What is there is shown, what is not is an error, as with kubectl.
+    assert run(["get", "svc", "web", "nosuch", "cart", "--admin-socket", daemon]) == 1
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.out.splitlines()] == ["NAME", "web"]
+    assert "services nosuch, cart: none in default" in captured.err
+
+
 def test_watch_prints_what_changes(
     capsys: pytest.CaptureFixture[str], daemon: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +271,8 @@ def test_watch_prints_what_changes(
     [
         (["nodes"], "get one of services, endpoints, pods, connections, queues"),
         (["svc", "-A", "-n", "x"], "-n and -A exclude each other"),
+        (["svc", "web", "-A"], "names are those of one namespace"),
+        (["queues", "100"], "names are those of one namespace"),
     ],
 )
 def test_wrong_usage(
