@@ -22,6 +22,8 @@ TIMEOUT = 10.0  # seconds
 DNS = ("10.96.0.10", "fd00:10:96::a")  # the tenth of each service CIDR
 WEB = ("10.96.0.80", "fd00:10:96::80")
 SVC = "svc.cluster.local"
+#: More than a datagram of 512 bytes holds.
+CROWD = {f"10.1.2.{number}" for number in range(1, 101)}
 REMOTE = "remote.server.url.com"
 INTRODUCTION = Path(__file__).parents[2] / "examples" / "introduction"
 POOL = {
@@ -92,6 +94,10 @@ def write(folder: Path, cluster: Topology, *more: dict[str, Any]) -> None:
         *slices("web", (a, b), PORTS[0]),
         service("db", ("None",), http),
         *slices("db", (a,), PORTS[0]),
+        service("crowd", ("None",), http),
+        endpoint_slice(
+            "crowd", "IPv4", [http | {"protocol": "TCP"}], [{"addresses": [each]} for each in CROWD]
+        ),
         external,
         kube_dns,
         *more,
@@ -172,6 +178,12 @@ def test_every_resolver_finds_services(
             assert {line.split()[0] for line in lines(found)} == expected, name
             assert lines(inside(pod.namespace, musl, name)) == expected, name
         assert inside(pod.namespace, "getent", "ahosts", "nosuch", check=False) == ""
+        found = inside(pod.namespace, "getent", "ahosts", "crowd")
+        assert {line.split()[0] for line in lines(found)} == CROWD  # by TCP
+        # Before 1.2.4 musl knows no TCP, and since 1.2.4 no more than 48 addresses.
+        some = lines(inside(pod.namespace, musl, "crowd"))
+        assert len(some) > 20
+        assert some <= CROWD
 
         for family, url, server in (
             ("-4", f"http://web:{PORT}/", {"a", "b"}),

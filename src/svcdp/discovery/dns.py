@@ -23,9 +23,10 @@ from dns.opcode import Opcode
 from dns.rcode import Rcode
 from dns.rdataclass import RdataClass
 from dns.rdatatype import RdataType
+from dns.rrset import RRset
 
 from svcdp.discovery.limits import LOCAL_NETWORKS, RateLimiter, is_within
-from svcdp.discovery.names import Answer
+from svcdp.discovery.names import RECORD_HEAD, Answer
 from svcdp.discovery.resolver import Resolver
 from svcdp.discovery.upstream import PAYLOAD
 from svcdp.errors import PlatformError
@@ -49,6 +50,7 @@ DENIALS = 4096  # of which parts are kept, of some 100 bytes each
 SHORTEST = 16  # bytes of the shortest record of an address, its name compressed
 UDP_MIN = 512  # bytes that every client takes (RFC 1035, 4.2.1)
 TCP_MAX = 0xFFFF
+TRUNCATED = dns.flags.TC >> 8  # in the third byte of a message
 
 _HEADER = struct.Struct("!6H")
 _QUESTION = struct.Struct("!2H")  # what follows its name
@@ -302,12 +304,17 @@ class DnsServer:
         limit = TCP_MAX
         if protocol == "udp":
             limit = min(max(query.payload, UDP_MIN), PAYLOAD) if query.edns >= 0 else UDP_MIN
-        if sum(map(len, answer.answer)) * SHORTEST > limit:
-            response.flags |= dns.flags.TC  # and no time is lost on finding that out
-            return response.to_wire()
-        response.answer = [*answer.answer]
-        response.authority = [*answer.authority]
-        response.additional = [*answer.additional]
+        # No time is lost on finding out that far too many records do not fit.
+        if sum(map(len, answer.answer)) * SHORTEST <= limit:
+            response.answer = [*answer.answer]
+            response.authority = [*answer.authority]
+            response.additional = [*answer.additional]
+            wire = response.to_wire(max_size=limit, prefer_truncation=True)
+            if not wire[2] & TRUNCATED:
+                return wire
+        response.flags |= dns.flags.TC
+        response.answer = _fitting(answer.answer, limit - len(query.to_wire()))
+        response.authority = response.additional = []
         return response.to_wire(max_size=limit, prefer_truncation=True)
 
     def _refuse(self, wire: bytes, rcode: Rcode) -> bytes:
@@ -316,6 +323,26 @@ class DnsServer:
         number, flags, *_ = _HEADER.unpack_from(wire)
         kept = flags & (0x7800 | dns.flags.RD)  # the opcode (RFC 1035, 4.1.1)
         return _HEADER.pack(number, dns.flags.QR | kept | rcode, 0, 0, 0, 0)
+
+
+def _fitting(rrsets: Iterable[RRset], room: int) -> list[RRset]:
+    """As many records as ``room`` bytes hold: who cannot ask by TCP lives on those, as programs
+    with a musl before 1.2.4.
+    """
+    found = []
+    for rrset in rrsets:
+        part = RRset(rrset.name, rrset.rdclass, rrset.rdtype)
+        part.ttl = rrset.ttl
+        for record in rrset:
+            room -= RECORD_HEAD + len(record.to_wire() or b"")
+            if room < 0:
+                break
+            part.items[record] = None
+        if part:
+            found.append(part)
+        if room < 0:
+            break
+    return found
 
 
 class _Reply:

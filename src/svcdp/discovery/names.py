@@ -35,7 +35,7 @@ from svcdp.errors import ConfigError
 from svcdp.kube.model import Endpoint, EndpointSlice, Service, ServiceRef, family_of, parse_address
 from svcdp.kube.resolve import cluster_ips
 
-__all__ = ["TTL", "Answer", "Key", "Names", "key_of"]
+__all__ = ["RECORD_HEAD", "TTL", "Answer", "Key", "Names", "key_of"]
 
 SCHEMA = "1.1.0"
 TTL = 5  #: seconds, of positive and negative answers: names change as fast as endpoints
@@ -43,7 +43,7 @@ TTL = 5  #: seconds, of positive and negative answers: names change as fast as e
 ZONE_MAX = 255 - 3 * 64 - 4
 # Of too many records some are told: what does not fit into a message is no answer at all.
 ANSWER_MAX = 48 << 10  # bytes
-RECORD_HEAD = 12  # bytes of a record whose name is compressed (RFC 1035, 3.2.1)
+RECORD_HEAD = 12  #: bytes of a record whose name is compressed (RFC 1035, 3.2.1)
 
 Key = tuple[bytes, ...]
 """The labels of a name, in lower case."""
