@@ -54,6 +54,7 @@ class Resolver:
         Without ``recurse`` only what the cluster itself knows.
         """
         passed: list[RRset] = []
+        is_own = True  # nothing of it is what others say
         for _ in range(ALIASES):
             key = key_of(name)
             if key in self._probes:
@@ -68,11 +69,12 @@ class Resolver:
                 if found is None:
                     return name
                 found, target = self._back(found, name)
+                is_own = False
             else:
                 target = found.alias
             passed += found.answer
             if target is None or rdtype == RdataType.CNAME:
-                return replace(found, answer=tuple(passed))
+                return replace(found, answer=tuple(passed), is_own=is_own)
             name = target
         return Answer(Rcode.SERVFAIL)
 

@@ -200,6 +200,25 @@ def test_aliases_are_followed(name: str, kind: str, expected: list[str], rcode: 
     run(test)
 
 
+def test_an_alias_into_the_cluster_grows_old() -> None:
+    """What follows is the cluster's own; the alias is not, and ends with its time to live."""
+
+    async def test() -> None:
+        now = 0.0
+        alias = f"www.example. 7 IN CNAME web.shop.{SVC}"
+        soa = ". 60 IN SOA a. b. 1 2 3 4 60"
+        fake = FakeUpstream(records(alias, soa, rcode="NXDOMAIN"))
+        async with fake as upstream, serving(names_of(OBJECTS), upstream) as (server, port):
+            server.resolver.cache = Cache(clock=lambda: now)
+            for now, left, asked in ((0.0, 7, 1), (3.0, 4, 1), (5.0, 2, 1), (8.0, 7, 2)):
+                found = await ask(port, "www.example.")
+                assert answers(found) == [f"web.shop.{SVC}", "10.96.0.10"]
+                assert not found.flags & dns.flags.AA
+                assert (found.answer[0].ttl, len(fake.questions)) == (left, asked)
+
+    run(test)
+
+
 def test_an_alias_into_nowhere() -> None:
     async def test() -> None:
         soa = "example. 30 IN SOA a. b. 1 2 3 4 5"
