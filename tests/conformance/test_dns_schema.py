@@ -204,6 +204,27 @@ def test_targets_come_with_their_addresses(names: Names) -> None:
     }
 
 
+def test_an_address_comes_once_for_all_ports() -> None:
+    ports = [{"name": name, "port": number} for name, number in (("http", 80), ("https", 443))]
+    answer = ask(names_of([service(ports=ports)]), f"web.shop.{SVC}", "SRV")
+    assert len(answer.answer[0]) == 2
+    assert [str(each[0]) for each in answer.additional] == ["10.96.0.10"]
+
+
+def test_of_many_targets_no_addresses_come() -> None:
+    """They cost more than the answer, and rarely fit beside it."""
+    many = [{"addresses": [f"10.1.1.{n}"], "hostname": f"db-{n}"} for n in range(1, 101)]
+    same = [{"addresses": [f"10.1.1.{n}"], "hostname": "db"} for n in range(1, 101)]
+    for listed, targets in ((many, 100), (same, 1)):
+        answer = ask(
+            names_of([headless(), {**PEERS, "endpoints": listed}]),
+            f"_pg._tcp.db.shop.{SVC}",
+            "SRV",
+        )
+        assert len(answer.answer[0]) == targets
+        assert answer.additional == ()
+
+
 def test_names_follow_their_service() -> None:
     names = names_of([service(), headless(), PEERS])
     web, db = ServiceRef("shop", "web"), ServiceRef("shop", "db")

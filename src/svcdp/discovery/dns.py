@@ -45,8 +45,10 @@ IDLE_TIME = 10.0  # seconds without a question by TCP (RFC 7766, 6.2.3)
 MESSAGE_TIME = 5.0  # seconds for a message to come or to be taken
 BATCH = 32  # datagrams taken before others have their turn
 BUFFER = 1 << 20  # bytes of datagrams that the kernel keeps for us
-READY = 16384  # responses of ours that are kept as they went out, of some 500 bytes each
+READY = 16384  # responses of ours that are kept as they went out
+READY_MAX = 512  # bytes of each
 DENIALS = 4096  # of which parts are kept, of some 100 bytes each
+RECORDS = 8  # take as long as another question
 SHORTEST = 16  # bytes of the shortest record of an address, its name compressed
 UDP_MIN = 512  # bytes that every client takes (RFC 1035, 4.2.1)
 TCP_MAX = 0xFFFF
@@ -241,6 +243,8 @@ class DnsServer:
         can_recurse = self._may_recurse(client)
 
         def respond(answer: Answer) -> bytes:
+            told = sum(map(len, (*answer.answer, *answer.additional)))
+            self._limiter.charge(client, told // RECORDS)
             if self._log_queries:
                 log.info(
                     "query",
@@ -261,8 +265,9 @@ class DnsServer:
         if isinstance(found, Answer):
             response = respond(found)
             # Of several records each client gets another one first; a log is of every question.
-            is_short = len(wire) <= UDP_MIN and max(map(len, found.answer), default=0) <= 1
-            if found.is_own and is_short and not self._log_queries:
+            is_one = max(map(len, found.answer), default=0) <= 1
+            is_short = max(len(wire), len(response)) <= READY_MAX
+            if found.is_own and is_one and is_short and not self._log_queries:
                 self._ready[wire[2:], protocol, can_recurse] = found.rcode, response[2:]
                 if len(self._ready) > READY:
                     del self._ready[next(iter(self._ready))]

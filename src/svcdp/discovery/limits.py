@@ -46,6 +46,12 @@ class RateLimiter:
             self._buckets.popitem(last=False)
         return is_admitted
 
+    def charge(self, client: str, questions: float) -> None:
+        """Count one that cost as much as so many more: it is paid for with those to come."""
+        if client in self._buckets:
+            tokens, when = self._buckets[client]
+            self._buckets[client] = (tokens - questions, when)
+
 
 def is_within(networks: Iterable[str]) -> Callable[[str], bool]:
     """A function that says whether an address is in one of the networks."""

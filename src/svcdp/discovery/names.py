@@ -44,6 +44,7 @@ ZONE_MAX = 255 - 3 * 64 - 4
 # Of too many records some are told: what does not fit into a message is no answer at all.
 ANSWER_MAX = 48 << 10  # bytes
 RECORD_HEAD = 12  #: bytes of a record whose name is compressed (RFC 1035, 3.2.1)
+ADDITIONAL_MAX = 64  # addresses told besides, or none: who needs more of them asks
 
 Key = tuple[bytes, ...]
 """The labels of a name, in lower case."""
@@ -134,9 +135,9 @@ class Names:
             return self._deny(key, Rcode.NOERROR)
         if not chosen:  # the owner of a SOA record is a name at or above
             return Answer(authority=(self._soa(name),), is_own=True)
-        random.shuffle(chosen)  # some clients take the first, always
         length = len(chosen[0].to_wire() or b"") + RECORD_HEAD
-        del chosen[ANSWER_MAX // length :]
+        # In any order: some clients take the first, always.
+        chosen = random.sample(chosen, min(len(chosen), ANSWER_MAX // length))
         additional = tuple(self._targets(chosen))
         return Answer(answer=(_rrset(name, chosen),), additional=additional, is_own=True)
 
@@ -185,16 +186,18 @@ class Names:
         return _rrset(owner, [_record(SOA, self._server, self._mailbox, self.serial, *times)])
 
     def _targets(self, records: Iterable[Rdata]) -> Iterator[RRset]:
-        """The addresses of what SRV and NS records name."""
-        for record in records:
-            if isinstance(record, SRV | NS):
-                found = self._records.get(key_of(record.target), {})
-                for kind in (A, AAAA):
-                    addresses = [
-                        each for held in found.values() for each in held if isinstance(each, kind)
-                    ]
-                    if addresses:
-                        yield _rrset(record.target, addresses)
+        """The addresses of what SRV and NS records name, unless they are too many."""
+        room = ADDITIONAL_MAX
+        targets = dict.fromkeys(each.target for each in records if isinstance(each, SRV | NS))
+        for target in targets if len(targets) <= room else ():
+            found = self._records.get(key_of(target), {})
+            for kind in (A, AAAA):
+                addresses = [
+                    each for held in found.values() for each in held if isinstance(each, kind)
+                ]
+                room -= len(addresses)
+                if addresses and room >= 0:
+                    yield _rrset(target, addresses)
 
     def _own_records(self, addresses: Iterable[str]) -> Iterator[tuple[Key, Rdata]]:
         yield self._apex, _record(NS, self._server)

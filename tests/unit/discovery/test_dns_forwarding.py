@@ -204,13 +204,14 @@ def test_an_alias_into_the_cluster_grows_old() -> None:
     """What follows is the cluster's own; the alias is not, and ends with its time to live."""
 
     async def test() -> None:
-        now = 0.0
+        clock = [0.0]
         alias = f"www.example. 7 IN CNAME web.shop.{SVC}"
         soa = ". 60 IN SOA a. b. 1 2 3 4 60"
         fake = FakeUpstream(records(alias, soa, rcode="NXDOMAIN"))
         async with fake as upstream, serving(names_of(OBJECTS), upstream) as (server, port):
-            server.resolver.cache = Cache(clock=lambda: now)
-            for now, left, asked in ((0.0, 7, 1), (3.0, 4, 1), (5.0, 2, 1), (8.0, 7, 2)):
+            server.resolver.cache = Cache(clock=lambda: clock[0])
+            for seconds, left, asked in ((0, 7, 1), (3, 4, 1), (5, 2, 1), (8, 7, 2)):
+                clock[0] = seconds
                 found = await ask(port, "www.example.")
                 assert answers(found) == [f"web.shop.{SVC}", "10.96.0.10"]
                 assert not found.flags & dns.flags.AA

@@ -284,6 +284,46 @@ def test_one_client_cannot_starve_another() -> None:
     run(test)
 
 
+def test_what_takes_longer_counts_for_more() -> None:
+    """Or one client who asks for all of a large Service would take what others need."""
+
+    async def test() -> None:
+        async with serving(names_of(OBJECTS), rate=1) as (server, port):
+            assert len(answers(await ask(port, f"many.shop.{SVC}", tcp=True))) == 300
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.sendto(dns.message.make_query(WEB, "A").to_wire(), ("127.0.0.1", port))
+                await until(lambda: server.dropped["limited"] == 1)
+            assert answers(await ask(port, WEB, where="::1")) == ["10.96.0.10"]
+
+    run(test)
+
+
+def test_short_responses_alone_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By TCP they may be a hundred times as long, and many are kept."""
+    twins = endpoints("twins", 40)
+    twins["ports"] = [{"name": "http", "port": 80}]
+    for each in twins["endpoints"]:
+        each["hostname"] = "one"
+
+    async def test() -> None:
+        names = names_of([*OBJECTS, service("twins", "None"), twins])
+        async with serving(names) as (server, port):
+            looked: list[str] = []
+            look = server.resolver.look
+
+            def counted(name: Any, *args: Any, **more: Any) -> Any:
+                looked.append(str(name))
+                return look(name, *args, **more)
+
+            monkeypatch.setattr(server.resolver, "look", counted)
+            for name, kind in ((WEB, "A"), (f"_http._tcp.twins.shop.{SVC}", "SRV")):
+                for _ in range(2):
+                    assert len(answers(await ask(port, name, kind, tcp=True))) == 1
+            assert looked == [WEB, *[f"_http._tcp.twins.shop.{SVC}"] * 2]
+
+    run(test)
+
+
 def test_who_waits_for_upstreams_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dns_module, "CLIENT_WAITING", 3)
 
