@@ -9,6 +9,7 @@ from traffic import CLUSTER_IPS, NODE_PORT, PORT, Start, ask
 
 from svcdp.cli._demo.daemon import RunningDaemon
 from svcdp.lab import Topology, wait_until
+from svcdp.node.network import discover_addresses
 
 pytestmark = pytest.mark.netns
 
@@ -46,14 +47,37 @@ def test_node_ports_follow_addresses(cluster: Topology, start: Start) -> None:
             assert ask(cluster.client, (address, NODE_PORT))["server"] in {"a", "b"}
 
 
+def device_of(cluster: Topology, address: str) -> str:
+    shown = cluster.node.run(["ip", "-json", "address", "show", "to", address]).stdout
+    [link] = [each for each in json.loads(shown) if each]
+    return str(link["ifname"])
+
+
+def test_addresses_that_may_be_another_hosts(cluster: Topology, start: Start) -> None:
+    """They are no route's source, and one that could not be made cost others theirs."""
+    node, taken, free = cluster.node, "2001:db8:1::10", "2001:db8:1::99"
+    device = device_of(cluster, cluster.node_ipv6)
+    node.sysctl(f"net.ipv6.conf.{device}.accept_dad", 1)
+    addresses = node.call(discover_addresses)
+    with start("--node-port-addresses", "0.0.0.0/0,::/0") as daemon:
+        before = specs(daemon)
+        node.ip(f"address add {taken}/64 dev {device}")
+        assert node.call(discover_addresses) == addresses
+        shown = ["ip", "-6", "address", "show", "dadfailed"]
+        wait_until(lambda: taken in node.run(shown).stdout, TIMEOUT, "an answer of its owner")
+        assert node.call(discover_addresses) == addresses
+        node.ip(f"address add {free}/64 dev {device}")
+        wait_until(lambda: specs(daemon) == before + 2, TIMEOUT, "node ports when it is sure")
+        assert set(node.call(discover_addresses)) == {*addresses, free}
+
+
 def test_routes_follow_addresses(cluster: Topology, start: Start) -> None:
     """With the address that is a route's source the kernel deletes the route, or its source."""
     node = cluster.node
     old = [cluster.node_ipv4, cluster.node_ipv6]
     with start() as daemon:
         assert sources(cluster) == old
-        [link] = json.loads(node.run(["ip", "-json", "address", "show", "to", old[0]]).stdout)
-        device = link["ifname"]
+        device = device_of(cluster, old[0])
         node.ip(f"address delete {old[0]}/24 dev {device}")
         node.add_address(device, f"{old[0]}/24")
         wait_until(lambda: sources(cluster) == old, TIMEOUT, "the routes")

@@ -74,6 +74,9 @@ class NfqueueMode:
             plan = dataclasses.replace(self._given, addresses=tuple(addresses))
             # A family of which there is none now must not cost the other its rules.
             dialled = tuple(cidr for cidr in plan.service_cidrs if plan.source_of(cidr))
+            if dialled != plan.service_cidrs and dialled != self._plan.service_cidrs:
+                missing = ",".join(cidr for cidr in plan.service_cidrs if cidr not in dialled)
+                log.warning("no address here to route from", extra={"cidrs": missing})
             self._plan = dataclasses.replace(plan, service_cidrs=dialled)
             self._onward.plan = self._plan
             self._renumbered = True

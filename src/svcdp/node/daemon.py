@@ -163,6 +163,8 @@ class _Daemon:
             if names is not None:
                 undo.push_async_callback(names.close)
             mode = NfqueueMode(self._dataplane, backend, capture_plan(config, addresses))
+            if not config.addresses:
+                mode.renumber(addresses)  # what is missing may come
             undo.push_async_callback(self._withdraw, mode)
             node = node_context(config, addresses)
             publisher: EventPublisher | None = None
@@ -321,13 +323,16 @@ class _Daemon:
         health: Health,
     ) -> None:
         """Have node ports, masquerading and routes go by the addresses that the node has."""
+        was_read = True
         while True:
-            await watch.wait(TICK)
+            await (watch.wait(TICK) if was_read else asyncio.sleep(TRIM_ROUNDS * TICK))
+            was_read = False
             try:
                 addresses = await asyncio.to_thread(discover_addresses)
-            except Exception:  # of netlink, or a bug: the next change may do
-                log.exception("this node's addresses cannot be read")
+            except Exception:  # no descriptors, or a bug
+                log.exception("this node's addresses cannot be read: trying again")
                 continue
+            was_read = True
             # Also if they are the same: one that went and came took its routes along.
             await asyncio.to_thread(mode.renumber, addresses)
             health.rules_error = await _trim(mode)

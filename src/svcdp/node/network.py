@@ -13,7 +13,8 @@ from svcdp.node.values import Address
 
 __all__ = ["AddressWatch", "claim_netns", "discover_addresses"]
 
-IFA_F_DEPRECATED = 0x20  # linux/if_addr.h
+# linux/if_addr.h
+IFA_F_OPTIMISTIC, IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x04, 0x20, 0x40
 MAIN_TABLE = 254  # linux/rtnetlink.h, RT_TABLE_MAIN
 #: linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 ADDRESS_GROUPS = 0x10 | 0x100
@@ -50,13 +51,22 @@ def discover_addresses() -> tuple[Address, ...]:
     with IPRoute() as netlink:
         routes = netlink.get_routes(dst_len=0, table=MAIN_TABLE)
         defaults = {route.get_attr("RTA_OIF") for route in routes}
-        entries = [entry for entry in netlink.get_addr() if not entry["flags"] & IFA_F_DEPRECATED]
+        entries = [entry for entry in netlink.get_addr() if _is_usable(entry["flags"])]
     entries.sort(key=lambda entry: entry["index"] not in defaults)
     # IFA_ADDRESS is the peer's on point-to-point links; only IPv4 has an IFA_LOCAL everywhere.
     texts = [entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS") for entry in entries]
     addresses = map(ipaddress.ip_address, texts)
     usable = [Address(str(a)) for a in addresses if not (a.is_loopback or a.is_link_local)]
     return tuple(dict.fromkeys(usable))
+
+
+def _is_usable(flags: int) -> bool:
+    """Not one that is going, or of which it is not known, or is known not, to be this host's alone
+    (RFC 4862, 5.4): the kernel takes it for no route's source. It tells when that is over.
+    """
+    if flags & IFA_F_TENTATIVE and not flags & IFA_F_OPTIMISTIC:
+        return False
+    return not flags & IFA_F_DEPRECATED
 
 
 class AddressWatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -22,7 +23,8 @@ from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.node import daemon
 from svcdp.node.client import AdminClient
 from svcdp.node.config import NodeConfig, load
-from svcdp.node.values import Address, Bind
+from svcdp.node.values import Address, Bind, Cidr
+from svcdp.rules.plan import Element
 
 SERVICE = """\
 apiVersion: v1
@@ -48,6 +50,7 @@ class Stage:
         self.signal_at = ""
         self.dead_worker: BaseException | None = None
         self.web = ""
+        self.settings: dict[str, Any] = {"addresses": (Address("192.0.2.1"),)}
         (folder / "manifests").mkdir()
         self.folder = folder
         self.serve("10.96.0.10")
@@ -66,7 +69,7 @@ class Stage:
     def config(self) -> NodeConfig:
         return NodeConfig(
             manifests=str(self.folder / "manifests"),
-            addresses=(Address("192.0.2.1"),),
+            **self.settings,
             run_dir=str(self.folder / "run"),
             max_connections=1000,
             healthz_bind_address=Bind(self.web),
@@ -96,7 +99,8 @@ class Workers:
 
 
 def _virtual(items: Any) -> str:
-    return " ".join(sorted({item.address for item in items if item.kind == "virtual"}))
+    elements = (item for item in items if isinstance(item, Element))
+    return " ".join(sorted({item.address for item in elements if item.kind == "virtual"}))
 
 
 class Backend:
@@ -106,7 +110,11 @@ class Backend:
         self._stage = stage
 
     def apply(self, plan: Any) -> None:
-        self._stage.event(f"apply {_virtual(plan.items)}")
+        routes = "".join(f", {cidr} from {plan.source_of(cidr)}" for cidr in plan.service_cidrs)
+        self._stage.event(f"apply {_virtual(plan.items)}{routes}")
+
+    def reroute(self, plan: Any) -> None:
+        self._stage.event("".join(f"{plan.source_of(cidr)} " for cidr in plan.service_cidrs))
 
     def update(self, plan: Any, added: Any, removed: Any) -> None:
         self._stage.event(f"add {_virtual(added)}")
@@ -221,6 +229,40 @@ def test_it_follows_the_manifests(stage: Stage, monkeypatch: pytest.MonkeyPatch)
 
     run_with(stage, monkeypatch, script)
     assert stage.events[:4] == ["bind", "serve", "apply 10.96.0.10", "add 10.96.0.11"]
+
+
+def test_it_follows_the_addresses_of_the_node(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes later than the daemon, and is not seen at the first look."""
+    stage.settings = {"service_cidrs": (Cidr("fd00:96::/112"), Cidr("10.96.0.0/16"))}
+    seen: list[tuple[str, ...] | None] = [("192.0.2.1",), None, ("192.0.2.1", "2001:db8::1")]
+    turns = iter([None])
+
+    def look() -> tuple[str, ...]:
+        found = seen.pop(0) if len(seen) > 1 else seen[0]
+        if found is None:
+            raise OSError("no descriptors")
+        return found
+
+    class Watch(contextlib.nullcontext[None]):
+        async def wait(self, settle: float) -> None:
+            if next(turns, self) is self:
+                await asyncio.Event().wait()
+
+        def __enter__(self) -> Any:
+            return self
+
+    def script(heard: Callable[[], str]) -> None:
+        deadline = time.monotonic() + 10
+        while stage.events[-1] != "2001:db8::1 192.0.2.1 ":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    monkeypatch.setattr(daemon, "AddressWatch", Watch)
+    monkeypatch.setattr(daemon, "discover_addresses", look)
+    run_with(stage, monkeypatch, script)
+    assert stage.events[2] == "apply 10.96.0.10, 10.96.0.0/16 from 192.0.2.1"
 
 
 def test_health_tells_the_truth(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
