@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -48,6 +49,24 @@ ADDRESSES_ANNOTATION = "svcdp.io/load-balancer-ips"
 SHARING_ANNOTATION = "svcdp.io/load-balancer-sharing"
 #: What ``spec.loadBalancerClass`` is of those that want pools and nothing else.
 POOL_CLASS = "svcdp.io/pool"
+
+#: "This network", loopback, link-local, multicast and broadcast (RFC 6890); of
+#: IPv6 none, and the IPv4-mapped ones.
+_UNDELIVERED: dict[IPFamily, list[ipaddress.IPv4Network] | list[ipaddress.IPv6Network]] = {
+    "IPv4": [
+        ipaddress.IPv4Network(text)
+        for text in (
+            "0.0.0.0/8",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "224.0.0.0/4",
+            "255.255.255.255/32",
+        )
+    ],
+    "IPv6": [
+        ipaddress.IPv6Network(text) for text in ("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8")
+    ],
+}
 
 _Addresses = Mapping[ServiceRef, tuple[str, ...]]
 
@@ -92,10 +111,11 @@ def parse_span(text: str) -> Span:
         if first > last:
             raise ManifestError(f"{text!r} ends before it starts")
         span = Span(family_of(ends[0]), first, last)
-    for number in (span.first, span.last):
-        address = ipaddress.ip_address(text_of(span.family, number))
-        if address.is_multicast or address.is_loopback or address.is_link_local:
-            raise ManifestError(f"{address} in {text!r} is not an address that routers deliver")
+    for network in _UNDELIVERED[span.family]:
+        if span.first <= int(network[-1]) and int(network[0]) <= span.last:
+            raise ManifestError(
+                f"{text!r} has addresses of {network}, which routers do not deliver"
+            )
     return span
 
 
@@ -176,6 +196,34 @@ class _Holders:
         return ""
 
 
+class _Shared:
+    """The addresses that Services share which are alike but for their ports. To find one costs a
+    bit for each.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+        self._bits: dict[int, int] = {}  # by number
+        self._taken: dict[tuple[int, str], int] = {}  # the bits of the addresses, by port
+
+    def add(self, number: int, ports: Iterable[tuple[int, str]]) -> None:
+        """These ports of an address are taken."""
+        if number not in self._bits:
+            self._bits[number] = 1 << len(self._numbers)
+            self._numbers.append(number)
+        for port in ports:
+            self._taken[port] = self._taken.get(port, 0) | self._bits[number]
+
+    def free(self, ports: Iterable[tuple[int, str]]) -> Iterator[int]:
+        """The addresses on which none of these ports is taken, from the first one on."""
+        free = (1 << len(self._numbers)) - 1
+        for port in ports:
+            free &= ~self._taken.get(port, 0)
+        while free:
+            yield self._numbers[(free & -free).bit_length() - 1]
+            free &= free - 1
+
+
 class _Allocating:
     """One allocation, while it is made."""
 
@@ -183,6 +231,7 @@ class _Allocating:
         self._pools = [(pool, [parse_span(text) for text in pool.spec.addresses]) for pool in pools]
         self._remembered = remembered
         self._holders: dict[tuple[IPFamily, int], _Holders] = {}
+        self._shared: defaultdict[tuple[Hashable, ...], _Shared] = defaultdict(_Shared)
         self._held: dict[ServiceRef, dict[IPFamily, int]] = {}
         self._result = Allocation()
 
@@ -251,9 +300,9 @@ class _Allocating:
     def _any(self, service: Service, family: IPFamily) -> int:
         spans = list(self._spans(service, family, asking=False))
         if _sharing(service):
-            for (its_family, number), holders in self._holders.items():
-                fits = its_family == family and any(number in span for span in spans)
-                if fits and not holders.obstacle(service):
+            shared = self._shared[family, _sharing(service), _locality(service)]
+            for number in shared.free(_ports(service)):
+                if any(number in span for span in spans):
                     return number
         for span in spans:
             if (found := span.free(str(service.ref), self._holders)) is not None:
@@ -272,6 +321,9 @@ class _Allocating:
             raise ConflictError(f"{text} is already allocated to {obstacle}")
         holders.ports.update(dict.fromkeys(_ports(service), service))
         self._holders[family, number] = holders
+        if _sharing(service):
+            shared = self._shared[family, _sharing(service), _locality(service)]
+            shared.add(number, _ports(service))
         self._held.setdefault(service.ref, {})[family] = number
 
     def _refuse(self, service: Service, reason: str, error: SvcdpError) -> None:
@@ -302,8 +354,8 @@ def _ports(service: Service) -> list[tuple[int, str]]:
     return [(port.port, port.protocol or "TCP") for port in service.spec.ports or ()]
 
 
-def _locality(service: Service) -> object:
+def _locality(service: Service) -> Hashable:
     spec = service.spec
     if spec.external_traffic_policy != "Local":
         return None
-    return service.ref.namespace, sorted((spec.selector or {}).items())
+    return service.ref.namespace, tuple(sorted((spec.selector or {}).items()))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from svcdp.errors import ManifestError
-from svcdp.kube import decode
+from svcdp.kube import decode, pools
 from svcdp.kube.decode import decode_value
 from svcdp.kube.model import LoadBalancerPool, Service, ServiceRef
 from svcdp.kube.pools import (
@@ -103,6 +103,11 @@ def test_spans(text: str, size: int) -> None:
         "169.254.0.0/16",
         "fe80::/64",
         "::1/128",
+        "0.0.0.0/0",
+        "120.0.0.0-130.0.0.0",
+        "192.0.2.1-255.255.255.254",
+        "::/0",
+        "::ffff:192.0.2.0/120",
     ],
 )
 def test_bad_spans(text: str) -> None:
@@ -300,6 +305,33 @@ def test_sharing(first: Service, second: Service, shared: bool) -> None:
     # Who need not share does not, and who may does.
     wide = got(allocate([first, second], [pool("192.0.2.0/24")]))
     assert (wide["a"] == wide["b"]) is shared
+
+
+def test_the_first_address_with_room_is_shared() -> None:
+    services = [
+        service(name, *ports, sharing="k")
+        for name, ports in (("a", [80]), ("b", [80, 443]), ("c", [443, 53]), ("d", [53]))
+    ]
+    found = got(allocate(services, [pool("192.0.2.0/24")]))
+    assert found["a"] == found["c"]
+    assert found["b"] == found["d"] != found["a"]
+
+
+def test_sharing_costs_no_comparison_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many who would share, and all have the same port."""
+    asked = 0
+    obstacle = pools._Holders.obstacle
+
+    def counted(holders: Any, other: Service) -> str:
+        nonlocal asked
+        asked += 1
+        return obstacle(holders, other)
+
+    monkeypatch.setattr(pools._Holders, "obstacle", counted)
+    services = [service(f"s{number}", 80, sharing="k") for number in range(100)]
+    found = got(allocate(services, [pool("192.0.2.0/24")]))
+    assert len(set(found.values())) == len(services)
+    assert asked == len(services)
 
 
 def test_the_status_that_proxies_go_by() -> None:
