@@ -335,17 +335,29 @@ class Sync:
         """As of :class:`svcdp.kube.tracker.Tracker`."""
         return self._tracker.uid(key)
 
-    def services(self) -> list[ServiceStatus]:
-        """All Services, by namespace and name."""
-        return [self._status(ref) for ref in sorted(self._tracker.state.services)]
+    def declared(self, namespace: str | None = None, name: str | None = None) -> list[Service]:
+        """The Services as they were written, by namespace and name: all, those of a namespace, or
+        the one of a name in it.
+        """
+        services = self._tracker.state.services
+        if namespace is not None and name is not None:
+            return list(filter(None, [services.get(ServiceRef(namespace, name))]))
+        return [services[ref] for ref in sorted(services) if namespace in (None, ref.namespace)]
+
+    def services(
+        self, namespace: str | None = None, name: str | None = None
+    ) -> list[ServiceStatus]:
+        """What became of those of :meth:`declared`. Looks at all their endpoints."""
+        return [self._status(each.ref) for each in self.declared(namespace, name)]
 
     def pods(self) -> list[tuple[Pod, list[ServiceRef]]]:
         """As of :class:`svcdp.kube.state.State`."""
         return self._tracker.state.pods()
 
-    def endpoints(self, namespace: str | None = None) -> list[EndpointStatus]:
-        """The endpoints of all Services, or of those of one namespace."""
-        state = self._tracker.state
+    def endpoints(
+        self, namespace: str | None = None, name: str | None = None
+    ) -> list[EndpointStatus]:
+        """The endpoints of those of :meth:`declared`."""
         return [
             EndpointStatus(
                 namespace=ref.namespace,
@@ -360,8 +372,7 @@ class Sync:
                 node=endpoint.node,
                 target=endpoint.target,
             )
-            for ref in sorted(state.services)
-            if namespace is None or ref.namespace == namespace
+            for ref in (each.ref for each in self.declared(namespace, name))
             for key, endpoints in sorted(self._endpoints(ref).items())
             for endpoint in endpoints
         ]

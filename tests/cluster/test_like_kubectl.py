@@ -65,7 +65,7 @@ def known(plane: ControlPlane, folder: Path) -> tuple[list[Item], dict[str, Item
             described = {}
             for item in listed:
                 request = {"namespace": "default", "name": item["name"]}
-                (described[item["name"]],) = views.description(sync, dataplane, request)
+                (described[item["name"]],) = views.description(sync, dataplane.services(), request)
             return listed, described
 
     return asyncio.run(ask())

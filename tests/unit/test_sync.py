@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import svcdp.sync
 from svcdp.errors import ClosedError, ConfigError, ManifestError, SourceError, SvcdpError
 from svcdp.kube import Change, NodeContext, decode
 from svcdp.kube.events import Event
@@ -320,6 +321,29 @@ def test_what_there_is_can_be_read() -> None:
             assert (ready.port_name, ready.protocol) == ("http", "tcp")
             assert (ready.ready, ready.node, ready.target) == (True, "n1", "pod")
             assert (other.address, other.ready) == ("10.1.9.9", False)
+
+    run(test)
+
+
+def test_one_service_is_read_at_the_cost_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        source = FakeSource()
+        async with Sync(FakeMode(), NodeContext()) as sync:
+            sync.follow(source)
+            source.say(Change(objects=objects("web3", "web1", "web2")))
+            await sync.ready()
+            looked: list[object] = []
+            look = svcdp.sync.endpoints_by_port
+            monkeypatch.setattr(
+                svcdp.sync, "endpoints_by_port", lambda *args: looked.append(args) or look(*args)
+            )
+            assert [each.ref.name for each in sync.declared()] == ["web1", "web2", "web3"]
+            assert sync.declared("elsewhere") == sync.declared("default", "web4") == []
+            assert looked == []
+            (status,) = sync.services("default", "web2")
+            assert (status.service.ref.name, status.endpoints) == ("web2", 2)
+            assert {each.service for each in sync.endpoints("default", "web2")} == {"web2"}
+            assert len(looked) == 2
 
     run(test)
 

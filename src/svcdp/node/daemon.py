@@ -16,7 +16,7 @@ import logging
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from svcdp.dataplane import Dataplane
 from svcdp.errors import ConfigError, SvcdpError
@@ -368,14 +368,23 @@ class _Daemon:
         notify("READY=1")
 
     def _handlers(self, sync: Sync) -> dict[str, Handler]:
+        # Looking at all endpoints takes long: the event loop goes on.
+        async def endpoints(request: views.Request) -> Iterator[views.Item]:
+            held = await asyncio.to_thread(self._dataplane.services)
+            return views.endpoints(held, request)
+
+        async def description(request: views.Request) -> Iterator[views.Item]:
+            held = await asyncio.to_thread(self._dataplane.services)
+            return views.description(sync, held, request)
+
         return {
             "services": lambda request: (
                 views.virtual_services(self._dataplane, request)
                 if self._ipvs is not None
                 else views.services(sync, request)
             ),
-            "endpoints": lambda request: views.endpoints(self._dataplane, request),
-            "description": lambda request: views.description(sync, self._dataplane, request),
+            "endpoints": endpoints,
+            "description": description,
             "environment": lambda request: views.environment(sync, request),
             "connections": lambda request: views.connections(self._dataplane, request),
             "pods": lambda request: views.pods(sync, request),

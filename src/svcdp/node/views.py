@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from svcdp.dataplane import Dataplane
     from svcdp.io.nfqueue import QueueWorkers
     from svcdp.kube.model import LoadBalancerIngress, Service
+    from svcdp.status import ServiceStatus as VirtualServiceStatus
     from svcdp.sync import ServiceStatus, Sync
 
 __all__ = [
+    "Item",
+    "Request",
     "connections",
     "description",
     "endpoints",
@@ -33,8 +36,8 @@ Item = dict[str, Any]
 
 def services(sync: Sync, request: Request) -> Iterator[Item]:
     """Services as Kubernetes has them, of one namespace or of all."""
-    for status in sync.services():
-        if request.get("namespace") in (None, status.service.ref.namespace):
+    for service in sync.declared(request.get("namespace")):
+        for status in sync.services(*service.ref):  # it may be gone by now
             yield _service(status)
 
 
@@ -70,17 +73,19 @@ def _service(status: ServiceStatus) -> Item:
     }
 
 
-def description(sync: Sync, dataplane: Dataplane, request: Request) -> Iterator[Item]:
-    """All that is known of the Service of a ``namespace`` and ``name``; nothing if it is none."""
-    for status in sync.services():
+def description(
+    sync: Sync, held: Iterable[VirtualServiceStatus], request: Request
+) -> Iterator[Item]:
+    """All that is known of the Service of a ``namespace`` and ``name``; nothing if it is none.
+    ``held`` are the virtual services of the dataplane.
+    """
+    for status in sync.services(str(request.get("namespace")), str(request.get("name"))):
         service = status.service
         ref, spec = service.ref, service.spec
-        if (request.get("namespace"), request.get("name")) != tuple(ref):
-            continue
         item = _service(status)
         ready: dict[tuple[str, str], list[str]] = {}
-        for each in sync.endpoints(ref.namespace):
-            if each.service == ref.name and each.ready:
+        for each in sync.endpoints(*ref):
+            if each.ready:
                 key = (each.port_name, each.protocol.upper())
                 ready.setdefault(key, []).append(_place(each.address, each.port))
         for port, shown in zip(spec.ports or (), item["ports"], strict=True):
@@ -102,21 +107,25 @@ def description(sync: Sync, dataplane: Dataplane, request: Request) -> Iterator[
                 for problem in sync.problems
                 if isinstance(problem, ManifestError) and problem.object == str(service.key)
             ],
-            "destinations": [
-                each
-                for each in endpoints(dataplane, {"namespace": ref.namespace})
-                if each["service"].partition(":")[0] == ref.name
-            ],
+            "destinations": list(
+                endpoints((each for each in held if _is_of(each, service)), request)
+            ),
         }
+
+
+def _is_of(held: VirtualServiceStatus, service: Service) -> bool:
+    """A virtual service is called ``namespace/name:port``."""
+    return held.spec.name.partition(":")[0] == str(service.ref)
 
 
 def environment(sync: Sync, request: Request) -> Iterator[Item]:
     """The environment variables of a container that starts now in a namespace; ``serviceLinks``
     is its Pod's wish to be told.
     """
-    services = (status.service for status in sync.services())
     links = request.get("serviceLinks") is not False
-    found = env.environment(services, str(request.get("namespace")), enable_service_links=links)
+    found = env.environment(
+        sync.declared(), str(request.get("namespace")), enable_service_links=links
+    )
     return ({"name": name, "value": value} for name, value in found.items())
 
 
@@ -170,9 +179,9 @@ def virtual_services(dataplane: Dataplane, request: Request) -> Iterator[Item]:
         }
 
 
-def endpoints(dataplane: Dataplane, request: Request) -> Iterator[Item]:
+def endpoints(held: Iterable[VirtualServiceStatus], request: Request) -> Iterator[Item]:
     """Destinations of virtual services, with their connections and counters."""
-    for status in dataplane.services():
+    for status in held:
         spec = status.spec
         namespace, _, name = spec.name.rpartition("/")
         # What was not made of a Service is in no namespace, and listed with each.

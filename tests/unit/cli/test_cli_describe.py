@@ -60,7 +60,7 @@ async def serve(folder: Path, dataplane: Dataplane, request: dict[str, str]) -> 
     async with Sync(dataplane, NodeContext(name="n1", addresses=["192.0.2.1"])) as sync:
         sync.follow(ManifestSource(folder))
         await sync.ready()
-        return list(views.description(sync, dataplane, request))
+        return list(views.description(sync, dataplane.services(), request))
 
 
 class FakeDaemon:

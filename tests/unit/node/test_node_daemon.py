@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 from probing import free_port, get
 
+from svcdp.dataplane import Dataplane
 from svcdp.errors import ConfigError, ConflictError, PlatformError, RulesError, SourceError
 from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.node import daemon
@@ -229,6 +231,29 @@ def test_it_follows_the_manifests(stage: Stage, monkeypatch: pytest.MonkeyPatch)
 
     run_with(stage, monkeypatch, script)
     assert stage.events[:4] == ["bind", "serve", "apply 10.96.0.10", "add 10.96.0.11"]
+
+
+def test_the_event_loop_goes_on_while_endpoints_are_looked_at(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    class Slow(Dataplane):
+        def services(self) -> Any:
+            threads.append(threading.current_thread())
+            return super().services()
+
+    def script(heard: Callable[[], str]) -> None:
+        threads.clear()
+        with AdminClient(stage.config.admin_path) as client:
+            assert len(list(client.get("endpoints"))) == 1
+            (item,) = client.get("description", namespace="default", name="web")
+            assert len(item["destinations"]) == 1
+
+    monkeypatch.setattr(daemon, "Dataplane", Slow)
+    run_with(stage, monkeypatch, script)
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
 
 
 def test_it_follows_the_addresses_of_the_node(

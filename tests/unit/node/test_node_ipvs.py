@@ -107,7 +107,7 @@ def test_they_are_listed() -> None:
         "192.0.2.10:80-89/tcp": (["192.0.2.10"], 89, 1),
         "fwmark 7 (IPv4)": ([], None, 0),
     }
-    (endpoint,) = views.endpoints(dataplane, {"namespace": "default"})
+    (endpoint,) = views.endpoints(dataplane.services(), {"namespace": "default"})
     assert (endpoint["service"], endpoint["address"]) == ("192.0.2.10:80-89/tcp", "10.1.0.1")
 
 
