@@ -6,6 +6,7 @@ Of each kind of element and IP version one of addresses with a port, and one of 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Collection
 from functools import cache
 
@@ -36,10 +37,10 @@ def full(elements: Collection[Element]) -> str:
 
     Each is built aside and swapped in, so that no packet sees half of it.
     """
-    by_set: dict[str, list[str]] = {}
+    by_set: defaultdict[tuple[Kind, bool, bool], list[str]] = defaultdict(list)
     lines = []
-    for element in elements:
-        by_set.setdefault(_set_of(element), []).append(_text(element))
+    for each in elements:  # of large clusters a million
+        by_set[each.kind, ":" in each.address, not each.protocol].append(_text(each))
     for kind in KINDS:
         for family, inet in INET.items():
             for whole in (False, True):
@@ -47,7 +48,8 @@ def full(elements: Collection[Element]) -> str:
                 shape = f"hash:ip{'' if whole else ',port'} family {inet} maxelem {MAXELEM}"
                 lines += [f"create {each} {shape}" for each in (name, f"{name}-NEW")]
                 lines.append(f"flush {name}-NEW")  # of what a killed process left
-                lines += [f"add {name}-NEW {each}" for each in sorted(by_set.get(name, ()))]
+                texts = by_set[kind, family == 6, whole]
+                lines += [f"add {name}-NEW {each}" for each in texts]
                 lines += [f"swap {name}-NEW {name}", f"destroy {name}-NEW"]
     return "".join(f"{line}\n" for line in lines)
 

@@ -96,7 +96,7 @@ class IptablesBackend(KernelBackend):
         ipset.update(added, removed)
 
     def _script(self, plan: CapturePlan, guard: Guard) -> str:
-        parts = ["# ipset -exist restore\n", ipset.full(plan.elements)]
+        parts = ["# ipset -exist restore\n", ipset.full(sorted(plan.elements))]
         for family, tool in TOOLS.items():
             parts.append(f"# {tool}-restore --noflush\n")
             parts += [_table(t, [], _rules(t, family, plan, guard)) for t in HOOKS]
