@@ -10,11 +10,22 @@ from typing import Any
 
 import pytest
 
-from svcdp import ConfigError, DestinationSpec, PassiveHealth, ServiceSpec, SourceRule
+from svcdp import (
+    ConfigError,
+    Dataplane,
+    DestinationSpec,
+    Flow,
+    PassiveHealth,
+    ServiceSpec,
+    SourceRule,
+    Verdict,
+)
+from svcdp.dataplane import Explanation
 from svcdp.kube.events import Event
 from svcdp.kube.model import ObjectKey
-from svcdp.node.localhost import LocalhostNodePorts
+from svcdp.node.localhost import SYN, LocalhostNodePorts, _segment
 from svcdp.records import Key
+from svcdp.schedulers import BUILTIN
 
 PLACE = ("127.0.0.1", 30080)
 ONE, TWO, THREE = ("10.1.0.1", 8080), ("10.1.0.2", 8080), ("10.1.0.3", 8080)
@@ -149,6 +160,49 @@ def test_ports_are_open_while_somebody_serves(bench: Bench) -> None:
     assert bench.pick(1) == []
     bench.serve(ONE, rules=(SourceRule(endpoints=()),))  # externalTrafficPolicy Local
     assert bench.relay.places == set()
+
+
+@pytest.mark.parametrize("scheduler", sorted(BUILTIN))
+@pytest.mark.parametrize(
+    ("endpoints", "fields"),
+    [
+        ([ONE, TWO], {}),
+        ([], {}),
+        ([(*ONE, 0), TWO], {}),
+        ([(*ONE, 0)], {}),
+        ([(*ONE, 1, "masq", 5)], {}),
+        ([ONE], {"rules": ()}),
+        ([ONE], {"rules": (SourceRule(("192.0.2.0/24",)),)}),
+        ([ONE], {"rules": (SourceRule(mark=1),)}),
+        ([ONE], {"rules": (SourceRule(endpoints=()),)}),
+        ([ONE], {"rules": (SourceRule(on_empty="drop"),)}),
+    ],
+)
+def test_who_is_believed_to_serve_does(
+    bench: Bench, scheduler: str, endpoints: list[Any], fields: dict[str, Any]
+) -> None:
+    bench.serve(*endpoints, scheduler=scheduler, **fields)
+    packet = _segment(("127.0.0.1", 1), PLACE, SYN)
+    is_served = bench.ports._dataplane.process(packet).verdict == Verdict.FORWARD
+    assert bench.relay.places == ({PLACE} if is_served else set())
+
+
+def test_nobody_is_asked_where_nobody_can_be_turned_away(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Flow] = []
+    explain = Dataplane.explain
+
+    def note(self: Dataplane, flow: Flow, mark: int = 0) -> Explanation:
+        asked.append(flow)
+        return explain(self, flow, mark)
+
+    monkeypatch.setattr(Dataplane, "explain", note)
+    for number in range(30000, 30100):
+        bench.serve(ONE, TWO, place=(PLACE[0], number))
+    assert not asked
+    bench.serve((*ONE, 0), TWO)
+    assert len(asked) == 1
 
 
 def test_a_port_that_is_taken_is_an_event_once(bench: Bench) -> None:
