@@ -309,6 +309,8 @@ class Dataplane(Core):
             )
         except (MemoryError, OverflowError) as error:
             raise CapacityError(str(error)) from error
+        for state in installed.values():
+            state.record.strip()
         if former:
             self._collect_former()
 

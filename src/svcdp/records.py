@@ -99,6 +99,13 @@ class Record:
     mss_clamp: bool
     is_ftp: bool
 
+    def strip(self) -> None:
+        """Let go of what a commit took over: of large clusters that is a million members."""
+        self.members.clear()
+        for *_, subset in self.rules:
+            if subset is not None:
+                subset.members.clear()
+
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
