@@ -8,13 +8,12 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
 
 from svcdp.kube.events import Event
-from svcdp.kube.model import ObjectKey
+from svcdp.kube.model import ObjectKey, micro_time
 from svcdp.kube.reflector import ApiError
 
 __all__ = ["EventPublisher", "Writes"]
@@ -140,7 +139,7 @@ class EventPublisher:
 
     async def _add(self, known: _Published, count: int) -> bool:
         """It came again. False: the server has forgotten it, as it does after an hour."""
-        series = {"count": known.count + count, "lastObservedTime": _now()}
+        series = {"count": known.count + count, "lastObservedTime": micro_time()}
         try:
             await self._client.patch(known.path, msgspec.json.encode({"series": series}))
         except ApiError as error:
@@ -162,7 +161,7 @@ class EventPublisher:
                 "name": f"{name[:NAME_MAX].rstrip('.-')}.{secrets.token_hex(8)}",
                 "namespace": namespace or "default",
             },
-            "eventTime": _now(),
+            "eventTime": micro_time(),
             "type": event.type,
             "reason": event.reason,
             "action": "ServeService" if kind == "Service" else "ServeNode",
@@ -171,8 +170,3 @@ class EventPublisher:
             "reportingController": CONTROLLER,
             "reportingInstance": f"svcdp-{self._node_name}"[:128],
         }
-
-
-def _now() -> str:
-    """As the API's MicroTime."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -25,7 +25,7 @@ SILENCE = 90.0  # seconds without a byte of a watch; bookmarks come once a minut
 SHORT = 1.0  # seconds; a watch that ends sooner, without a word, did not work (client-go's)
 MUTE_WATCHES = 3  # that end so, or by silence, in a row: they do not work, as behind some proxies
 GONE = 410
-FORBIDDEN, ABSENT = 403, 404
+FORBIDDEN, ABSENT, CONFLICT = 403, 404, 409
 ABSENT_RETRY = 300.0  # seconds until it is asked again for what it does not know: it was upgraded
 
 Record = TypeVar("Record")

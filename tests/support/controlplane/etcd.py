@@ -16,7 +16,7 @@ from controlplane.process import DEADLINE, Process, free_port
 #: Of one transaction; etcd takes 128.
 BATCH = 100
 #: Where API servers write by themselves while they live.
-LEASES = ("/registry/leases/", "/registry/peerserverleases/")
+LEASES = ("/registry/leases/kube-system/", "/registry/peerserverleases/")
 
 
 class Stored(NamedTuple):
