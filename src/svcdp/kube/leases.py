@@ -15,8 +15,7 @@ from urllib.parse import quote
 import msgspec
 
 from svcdp.errors import ManifestError
-from svcdp.kube.model import micro_time
-from svcdp.kube.publisher import Writes
+from svcdp.kube.publisher import Writes, micro_time
 from svcdp.kube.reflector import ABSENT, CONFLICT, ApiError, Resource
 
 __all__ = ["Lease", "LeaseRecord", "LeaseSpec", "Observation", "decode_lease", "lease_resource"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from datetime import UTC, datetime
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -521,11 +520,6 @@ class LoadBalancerPool(_Record, frozen=True):
 
 
 Object = Service | EndpointSlice | Pod | Node | ServiceCIDR | LoadBalancerPool
-
-
-def micro_time() -> str:
-    """Now, as the API's MicroTime."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def parse_address(text: str) -> str:

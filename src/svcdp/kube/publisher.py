@@ -8,15 +8,16 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
 
 from svcdp.kube.events import Event
-from svcdp.kube.model import ObjectKey, micro_time
+from svcdp.kube.model import ObjectKey
 from svcdp.kube.reflector import ApiError
 
-__all__ = ["EventPublisher", "Writes"]
+__all__ = ["EventPublisher", "Writes", "micro_time"]
 
 log = logging.getLogger(__name__)
 
@@ -170,3 +171,8 @@ class EventPublisher:
             "reportingController": CONTROLLER,
             "reportingInstance": f"svcdp-{self._node_name}"[:128],
         }
+
+
+def micro_time() -> str:
+    """Now, as the API's MicroTime."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
