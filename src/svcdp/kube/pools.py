@@ -300,8 +300,7 @@ class _Allocating:
     def _any(self, service: Service, family: IPFamily) -> int:
         spans = list(self._spans(service, family, asking=False))
         if _sharing(service):
-            shared = self._shared[family, _sharing(service), _locality(service)]
-            for number in shared.free(_ports(service)):
+            for number in self._shared_by(service, family).free(_ports(service)):
                 if any(number in span for span in spans):
                     return number
         for span in spans:
@@ -322,9 +321,12 @@ class _Allocating:
         holders.ports.update(dict.fromkeys(_ports(service), service))
         self._holders[family, number] = holders
         if _sharing(service):
-            shared = self._shared[family, _sharing(service), _locality(service)]
-            shared.add(number, _ports(service))
+            self._shared_by(service, family).add(number, _ports(service))
         self._held.setdefault(service.ref, {})[family] = number
+
+    def _shared_by(self, service: Service, family: IPFamily) -> _Shared:
+        """The addresses of those that are like it."""
+        return self._shared[family, _sharing(service), _locality(service)]
 
     def _refuse(self, service: Service, reason: str, error: SvcdpError) -> None:
         problem = service.problem("spec.loadBalancerIP", str(error))
