@@ -368,14 +368,13 @@ class _Daemon:
         notify("READY=1")
 
     def _handlers(self, sync: Sync) -> dict[str, Handler]:
-        # Looking at all endpoints takes long: the event loop goes on.
-        async def endpoints(request: views.Request) -> Iterator[views.Item]:
-            held = await asyncio.to_thread(self._dataplane.services)
-            return views.endpoints(held, request)
+        def of_dataplane(view: Callable[..., Iterator[views.Item]], *more: object) -> Handler:
+            # Looking at all endpoints takes long: the event loop goes on.
+            async def handle(request: views.Request) -> Iterator[views.Item]:
+                held = await asyncio.to_thread(self._dataplane.services)
+                return view(*more, held, request)
 
-        async def description(request: views.Request) -> Iterator[views.Item]:
-            held = await asyncio.to_thread(self._dataplane.services)
-            return views.description(sync, held, request)
+            return handle
 
         return {
             "services": lambda request: (
@@ -383,8 +382,8 @@ class _Daemon:
                 if self._ipvs is not None
                 else views.services(sync, request)
             ),
-            "endpoints": endpoints,
-            "description": description,
+            "endpoints": of_dataplane(views.endpoints),
+            "description": of_dataplane(views.description, sync),
             "environment": lambda request: views.environment(sync, request),
             "connections": lambda request: views.connections(self._dataplane, request),
             "pods": lambda request: views.pods(sync, request),
