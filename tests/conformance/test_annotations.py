@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import wire
 from kube_objects import case, endpoints, port, service
 
 from svcdp import Dataplane, schedulers
@@ -12,7 +13,7 @@ from svcdp.dataplane import TIMEOUTS
 from svcdp.kube import NodeContext, resolve_all
 from svcdp.kube import annotations as reading
 from svcdp.kube.resolve import Resolution
-from svcdp.types import DestinationSpec, PassiveHealth, ServiceSpec, TunnelSpec
+from svcdp.types import DestinationSpec, PassiveHealth, ServiceSpec, TunnelSpec, Verdict
 
 ADDRESSES = ["192.0.2.1", "2001:db8::1"]
 PORTS = [port(8080, "http"), port(53, "dns", "UDP")]
@@ -236,6 +237,40 @@ def test_node_ports_are_masqueraded_whatever_the_method() -> None:
     at_cluster_ip, at_node = found.specs
     assert (at_cluster_ip.last_port, at_node.last_port) == (8090, 0)
     assert [spec.destinations[0].method for spec in found.specs] == ["dr", "masq"]
+
+
+def test_external_addresses_go_by_the_method() -> None:
+    """Endpoints can have them, as they can have the cluster IP: nobody is masqueraded."""
+    asked = {"svcdp.io/forwarding": "dr"}
+    balanced = service(
+        annotations=asked, type="LoadBalancer", ports=[port(8080)], externalIPs=["192.0.2.80"]
+    )
+    balanced["status"] = {"loadBalancer": {"ingress": [{"ip": "192.0.2.81"}]}}
+    found = resolve_all([balanced, endpoints("10.1.0.1")], NodeContext(addresses=ADDRESSES))
+    assert found.problems == []
+    assert {spec.address: spec.destinations[0].method for spec in found.specs} == dict.fromkeys(
+        ("10.96.0.10", "192.0.2.80", "192.0.2.81"), "dr"
+    )
+    dataplane = Dataplane(1000, seed=1)
+    dataplane.apply(found.specs)
+    for each in ("192.0.2.80", "192.0.2.81"):
+        flow = f"tcp 198.51.100.4:40000 -> {each}:8080"
+        [destination] = dataplane.explain(flow).destinations
+        assert (destination.method, destination.masquerade) == ("dr", False)
+        result = dataplane.process(wire.packet("tcp", "198.51.100.4", 40000, each, 8080, "S"))
+        assert (result.verdict, result.next_hop) == (Verdict.FORWARD, "10.1.0.1")
+
+
+def test_a_port_that_changes_is_told_once_for_all_addresses() -> None:
+    found = resolve_all(
+        [
+            service(annotations={"svcdp.io/forwarding": "dr"}, externalIPs=["192.0.2.80"]),
+            endpoints("10.1.0.1"),
+        ],
+        NodeContext(addresses=ADDRESSES),
+    )
+    assert [each.destinations[0].method for each in found.specs] == ["masq", "masq"]
+    assert len(found.problems) == 1
 
 
 MISTAKES = [

@@ -12,19 +12,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from svcdp.errors import ManifestError
-from svcdp.kube.model import (
-    Endpoint,
-    EndpointConditions,
-    EndpointSlice,
-    Service,
-    ServiceRef,
-    parse_address,
-)
+from svcdp.kube.context import NodeContext
+from svcdp.kube.endpoints import endpoints_by_port, usable_endpoints
+from svcdp.kube.model import EndpointSlice, Service, ServiceRef, parse_address
 from svcdp.kube.pools import is_served
 
 __all__ = ["Holder", "by_address", "candidates", "holder_of", "owner"]
-
-_NO_CONDITIONS = EndpointConditions()
 
 
 class Holder(NamedTuple):
@@ -38,15 +31,16 @@ class Holder(NamedTuple):
 
 
 def holder_of(
-    service: Service, slices: Iterable[EndpointSlice], proxy_name: str = ""
+    service: Service, slices: Iterable[EndpointSlice], node: NodeContext
 ) -> Holder | None:
-    """None where a Service has no address to announce, or belongs to another proxy.
+    """None where a Service has no address to announce, or belongs to another proxy than
+    ``node``'s.
 
-    By externalTrafficPolicy Local nodes count whose endpoints are ready; where none are anywhere,
-    those whose endpoints still serve while they terminate (KEP-1669).
+    By externalTrafficPolicy Local nodes count whose endpoints, of any port, are ready; where none
+    are anywhere, those whose endpoints still serve while they terminate (KEP-1669).
     """
     spec = service.spec
-    if service.metadata.hidden_from(proxy_name) or not is_served(service):
+    if service.metadata.hidden_from(node.service_proxy_name) or not is_served(service):
         return None
     if spec.cluster_ip in (None, "", "None"):
         return None
@@ -62,7 +56,7 @@ def holder_of(
         return None
     nodes = None
     if spec.external_traffic_policy == "Local":
-        nodes = _nodes(slices, proxy_name)
+        nodes = _nodes(service, slices, node)
     return Holder(service.ref, tuple(addresses), nodes)
 
 
@@ -94,21 +88,13 @@ def _weight(address: str, node: str) -> bytes:
     return hashlib.blake2b(f"{node}\0{address}".encode(), digest_size=8).digest()
 
 
-def _nodes(slices: Iterable[EndpointSlice], proxy_name: str) -> frozenset[str]:
-    ready: set[str] = set()
-    serving: set[str] = set()
-    for each in slices:
-        if each.metadata.hidden_from(proxy_name):
-            continue
-        for endpoint in each.endpoints or ():
-            if endpoint.node_name and endpoint.addresses:
-                _sort(endpoint, endpoint.node_name, ready, serving)
-    return frozenset(ready or serving)
-
-
-def _sort(endpoint: Endpoint, node: str, ready: set[str], serving: set[str]) -> None:
-    conditions = endpoint.conditions or _NO_CONDITIONS
-    if conditions.ready is not False:
-        ready.add(node)
-    elif conditions.serving is not False and conditions.terminating:
-        serving.add(node)
+def _nodes(service: Service, slices: Iterable[EndpointSlice], node: NodeContext) -> frozenset[str]:
+    groups = endpoints_by_port(slices, node)
+    ports = {(port.name or "", port.protocol or "TCP") for port in service.spec.ports or ()}
+    return frozenset(
+        endpoint.node
+        for key, group in groups.items()
+        if (key.name, key.protocol) in ports
+        for endpoint in usable_endpoints(group)
+        if endpoint.node
+    )

@@ -73,6 +73,9 @@ def _lines(item: Item) -> Iterator[tuple[str, str]]:
         yield "External IPs", ",".join(item["externalIPs"])
     if item["loadBalancerIngress"]:
         yield "LoadBalancer Ingress", ", ".join(item["loadBalancerIngress"])
+    if item["announcedBy"]:
+        found = item["announcedBy"].items()
+        yield "Announced By", ", ".join(f"{node} ({address})" for address, node in found)
     if item["externalName"]:
         yield "External Name", item["externalName"]
     for port in item["ports"]:

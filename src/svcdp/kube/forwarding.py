@@ -1,8 +1,9 @@
-"""How packets to cluster IPs go on to endpoints that keep the address they were dialled by.
+"""How packets to a Service's own addresses go on to endpoints that keep the one that was dialled.
 
 By ``tunnel`` and ``dr`` an endpoint gets the client's packets as they are: it must have the
-cluster IP itself (on its loopback device, or where its tunnel ends), serve it at the port that
-clients dial, and keep quiet about it in ARP. Node ports are masqueraded, as ever.
+cluster IP, and each external IP and load balancer's address, itself (on its loopback device, or
+where its tunnel ends), serve it at the port that clients dial, and keep quiet about it in ARP.
+Node ports, which are at the node's own addresses, are masqueraded, as ever.
 """
 
 from __future__ import annotations

@@ -18,7 +18,15 @@ from svcdp.errors import ManifestError
 from svcdp.kube.publisher import Writes, micro_time
 from svcdp.kube.reflector import ABSENT, CONFLICT, ApiError, Resource
 
-__all__ = ["Lease", "LeaseRecord", "LeaseSpec", "Observation", "decode_lease", "lease_resource"]
+__all__ = [
+    "Lease",
+    "LeaseClient",
+    "LeaseRecord",
+    "LeaseSpec",
+    "Observation",
+    "decode_lease",
+    "lease_resource",
+]
 
 _API = "/apis/coordination.k8s.io/v1"
 _RESOURCE = "leases.coordination.k8s.io"
@@ -79,16 +87,21 @@ class Observation:
             self._spec, self._since = spec, now
 
     @property
+    def duration(self) -> int:
+        """Seconds for which it is held without being renewed."""
+        return self._spec.lease_duration_seconds or 0
+
+    @property
     def ends(self) -> float:
         """When it expires, if it does not change before."""
-        return self._since + (self._spec.lease_duration_seconds or 0)
+        return self._since + self.duration
 
     def holder(self, now: float) -> str:
         """Who has it at ``now``; "": nobody."""
         return (self._spec.holder_identity or "") if now < self.ends else ""
 
 
-class _Client(Writes, Protocol):
+class LeaseClient(Writes, Protocol):
     """What is asked of :class:`svcdp.kube.client.Client`."""
 
     url: str
@@ -106,7 +119,7 @@ class Lease:
 
     def __init__(
         self,
-        client: _Client,
+        client: LeaseClient,
         namespace: str,
         name: str,
         identity: str,
@@ -140,6 +153,11 @@ class Lease:
     def holder(self) -> str:
         """Who held it by the last look; "": nobody."""
         return self._seen.holder(self._clock())
+
+    @property
+    def renew_time(self) -> str:
+        """What this process's last write says, which no other one does; "": it holds nothing."""
+        return (self._own and self._own.spec.renew_time) or ""
 
     async def acquire(self) -> bool:
         """Take it if it is free or expired, renew it if it is held; returns :attr:`is_held`.

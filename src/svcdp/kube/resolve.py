@@ -165,6 +165,7 @@ def resolve_service(
             for each in external[family]:
                 rules = within(outside.rules, each.sources) if each.sources else outside.rules
                 outer = replace(outside, address=each.address, rules=rules)
+                outer, _ = forwarded(outer, annotations, node)  # a problem is told above
                 resolved.add(service, widened(outer, annotations.ranges.get(key.name)))
             for node_address in node.node_port_addresses_of(family) if port.node_port else ():
                 at_node = replace(outside, address=node_address, port=port.node_port or 0)

@@ -52,7 +52,7 @@ _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def _key(name: str) -> str:
     """``pod_cidrs`` -> ``podCIDRs``, as Kubernetes writes its keys."""
     head, *rest = name.split("_")
-    special = {"cidrs": "CIDRs", "id": "ID", "ttl": "TTL"}
+    special = {"asn": "ASN", "cidrs": "CIDRs", "id": "ID", "ttl": "TTL"}
     return head + "".join(special.get(word, word.capitalize()) for word in rest)
 
 
@@ -230,6 +230,48 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
         float, Meta(ge=0, description="DNS questions a second of one client, 0: any number")
     ] = 1000.0
     dns_log: Annotated[bool, Meta(description="log each DNS question")] = False
+    announce: Annotated[
+        Literal["none", "l2"],
+        Meta(
+            description="answer ARP and NDP for the load-balancer addresses that this node has; one"
+            " node has each"
+        ),
+    ] = "none"
+    announce_interfaces: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="where: names or patterns such as eth* (default: those with the node's"
+            " addresses)"
+        ),
+    ] = ()
+    announce_nodes: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="nodes that share the addresses, whether they live or not (default: this"
+            " one; with a cluster those that renew Leases)"
+        ),
+    ] = ()
+    announce_lease_namespace: Annotated[
+        str, Meta(description="namespace of these Leases, one a node")
+    ] = "svcdp"
+    announce_lease_duration: Annotated[
+        int, Meta(ge=1, le=3600, description="seconds after which a silent node counts as dead")
+    ] = 2
+    bgp_file: Annotated[
+        str,
+        Meta(
+            description="file of the load-balancer addresses that routers may send here, for a BGP"
+            " speaker (default: none)"
+        ),
+    ] = ""
+    bgp_format: Annotated[
+        Literal["bird", "exabgp", "frr"], Meta(description="speaker that reads it")
+    ] = "bird"
+    bgp_asn: Annotated[int, Meta(ge=0, lt=1 << 32, description="number of FRR's `router bgp`")] = 0
+    bgp_reload: Annotated[
+        tuple[str, ...],
+        Meta(description="program and arguments, without a shell, that have the speaker read it"),
+    ] = ()
     sync_role: Annotated[
         Literal["none", "master", "backup", "both"],
         Meta(description="tell other nodes of connections (IPVS sync protocol), or hear of theirs"),
@@ -410,6 +452,8 @@ def load(
         )
     if config.dns and not config.dns_servers:
         raise ConfigError("dns needs addresses to answer at: set dnsAddresses, or serviceCIDRs")
+    if config.bgp_file and config.bgp_format == "frr" and not config.bgp_asn:
+        raise ConfigError("bgpFormat frr needs the number of `router bgp`: set bgpASN")
     return LoadedConfig(config, origins, notes)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import itertools
 import logging
@@ -31,6 +32,7 @@ from svcdp.kube.publisher import EventPublisher
 from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.node import views
 from svcdp.node.admin import AdminServer, Handler
+from svcdp.node.announcing import Announcing
 from svcdp.node.capture import DNS_PORT, capture_plan, choose_backend
 from svcdp.node.config import NodeConfig, settings
 from svcdp.node.context import api_client, node_context
@@ -202,6 +204,15 @@ class _Daemon:
             if names is not None:
                 sync.subscribe(names.tell)
                 self._metrics.watch_dns(names.server)
+            announcing = Announcing(
+                config,
+                self._client,
+                sync,
+                lambda: health.is_serving and health.is_alive and health.node_eligible,
+                record,
+            )
+            if announcing.announcer is not None:
+                self._metrics.watch_announcer(announcing.announcer)
             web = Web(config, health, self._metrics, record)
             undo.push_async_callback(web.close)
             await web.open()
@@ -215,7 +226,7 @@ class _Daemon:
                 self._ipvs = IpvsServices(mode, self._dataplane)
             ipvs_views = IpvsViews(self._dataplane, self._ipvs)
             undo.push_async_callback(ipvs_views.close)
-            handlers = {**self._handlers(sync), **ipvs_views.handlers()}
+            handlers = {**self._handlers(sync, announcing), **ipvs_views.handlers()}
             admin = AdminServer(config.admin_path, handlers)
             undo.push_async_callback(admin.close)
             await admin.start()
@@ -265,6 +276,8 @@ class _Daemon:
                     **sync.counts._asdict(),
                 },
             )
+            undo.push_async_callback(announcing.close)
+            announcing.start()
             telling = _tell(sync, service_health, localhost)
             undo.push_async_callback(_end, asyncio.create_task(telling))
             if not config.addresses:
@@ -367,7 +380,7 @@ class _Daemon:
         log.info("reloaded")
         notify("READY=1")
 
-    def _handlers(self, sync: Sync) -> dict[str, Handler]:
+    def _handlers(self, sync: Sync, announcing: Announcing) -> dict[str, Handler]:
         def of_dataplane(view: Callable[..., Iterator[views.Item]], *more: object) -> Handler:
             # Looking at all endpoints takes long: the event loop goes on.
             async def handle(request: views.Request) -> Iterator[views.Item]:
@@ -383,7 +396,9 @@ class _Daemon:
                 else views.services(sync, request)
             ),
             "endpoints": of_dataplane(views.endpoints),
-            "description": of_dataplane(views.description, sync),
+            "description": of_dataplane(
+                functools.partial(views.description, owner=announcing.owner), sync
+            ),
             "environment": lambda request: views.environment(sync, request),
             "connections": lambda request: views.connections(self._dataplane, request),
             "pods": lambda request: views.pods(sync, request),

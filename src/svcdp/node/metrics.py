@@ -28,6 +28,7 @@ from svcdp._version import __version__
 from svcdp.sync import Sync, Update
 
 if TYPE_CHECKING:
+    from svcdp.announce.announcer import Announcer
     from svcdp.dataplane import Dataplane
     from svcdp.discovery.dns import DnsServer
     from svcdp.io.nfqueue import QueueWorkers
@@ -95,6 +96,10 @@ class Metrics:
     def watch_dns(self, server: DnsServer) -> None:
         """Read these, too."""
         self._registry.register(_Dns(server))
+
+    def watch_announcer(self, announcer: Announcer) -> None:
+        """Read these, too."""
+        self._registry.register(_Announced(announcer))
 
     def observe(self, update: Update) -> None:
         """An update was tried."""
@@ -257,6 +262,32 @@ class _Dns(Collector):
             "svcdp_dns_cache_hits", "Answers of upstreams reused.", cache.hits
         )
         yield GaugeMetricFamily("svcdp_dns_cache_entries", "Answers held.", len(cache))
+
+
+class _Announced(Collector):
+    def __init__(self, announcer: Announcer) -> None:
+        self._announcer = announcer
+
+    def collect(self) -> Iterator[Metric]:
+        announcer = self._announcer
+        yield GaugeMetricFamily(
+            "svcdp_announced_addresses",
+            "Load-balancer addresses that this node answers for.",
+            len(announcer.owned),
+        )
+        yield GaugeMetricFamily(
+            "svcdp_announce_members",
+            "Nodes that share these addresses; 0: this one must have none.",
+            len(announcer.members.alive()),
+        )
+        yield CounterMetricFamily(
+            "svcdp_announce_answers", "Answers by ARP and NDP.", announcer.counted.answers
+        )
+        yield CounterMetricFamily(
+            "svcdp_announce_sent",
+            "Announcements of addresses that came here.",
+            announcer.counted.announcements,
+        )
 
 
 def _timestamp(text: str) -> float | None:

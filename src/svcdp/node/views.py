@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +74,14 @@ def _service(status: ServiceStatus) -> Item:
 
 
 def description(
-    sync: Sync, held: Iterable[VirtualServiceStatus], request: Request
+    sync: Sync,
+    held: Iterable[VirtualServiceStatus],
+    request: Request,
+    owner: Callable[[str], str | None] = lambda address: None,
 ) -> Iterator[Item]:
     """All that is known of the Service of a ``namespace`` and ``name``; nothing if it is none.
-    ``held`` are the virtual services of the dataplane.
+    ``held`` are the virtual services of the dataplane; ``owner`` knows which node announces an
+    address of load balancers.
     """
     for status in sync.services(str(request.get("namespace")), str(request.get("name"))):
         service = status.service
@@ -97,6 +101,9 @@ def description(
             "ipFamilyPolicy": spec.ip_family_policy,
             "ipFamilies": list(spec.ip_families or ()),
             "loadBalancerIngress": _load_balancer_ingress(service),
+            "announcedBy": {
+                each.ip: node for each in _ingress(service) if each.ip and (node := owner(each.ip))
+            },
             "sessionAffinity": spec.session_affinity or "None",
             "externalTrafficPolicy": spec.external_traffic_policy,
             "internalTrafficPolicy": spec.internal_traffic_policy,

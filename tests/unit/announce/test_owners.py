@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svcdp.announce.owner import Holder, candidates, holder_of, owner
+from svcdp.kube.context import NodeContext
 from svcdp.kube.decode import decode_value
 from svcdp.kube.model import ServiceRef
 
@@ -86,18 +88,23 @@ def read(spec: dict[str, Any], ingress: list[Any], *slices: Any, labels: Any = N
         "kind": "EndpointSlice",
         "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
         "addressType": "IPv4",
+        "ports": [{"name": "", "port": 8080}],
         "endpoints": list(slices),
     }
     (first,), (second,) = map(decode_value, (service, endpoints))
-    return holder_of(first, [second])  # type: ignore[arg-type, list-item]
+    return holder_of(first, [second], NodeContext())  # type: ignore[arg-type, list-item]
 
 
 IP = [{"ip": "192.0.2.1"}]
 LOCAL = {"externalTrafficPolicy": "Local"}
 
 
+NUMBERS = itertools.count(1)
+
+
 def endpoint(node: str | None, **conditions: bool) -> dict[str, Any]:
-    return {"addresses": ["10.1.1.1"], "nodeName": node, "conditions": conditions}
+    address = f"10.1.1.{next(NUMBERS)}"
+    return {"addresses": [address], "nodeName": node, "conditions": conditions}
 
 
 def test_addresses_of_a_service() -> None:
