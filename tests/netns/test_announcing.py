@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from segment import SWITCH, TIMEOUT, Segment, balanced
 
+from svcdp.announce.bgp import render
 from svcdp.announce.owner import owner
 from svcdp.cli._demo.daemon import RunningDaemon
 from svcdp.lab import Lab, wait_until
@@ -38,7 +39,8 @@ def serving(
     """A daemon on each of the nodes, on the same manifests."""
     with ExitStack() as stack:
         yield [
-            stack.enter_context(segment.daemon(number, manifests, *settings)) for number in nodes
+            stack.enter_context(segment.daemon(number, manifests.parent, *settings))
+            for number in nodes
         ]
 
 
@@ -134,3 +136,14 @@ def test_interfaces_are_chosen_by_name(segment: Segment, manifests: Path) -> Non
         segment.forget()
         segment.until_served(address)
         assert segment.neighbour(address) == segment.mac(node, "lan0")
+
+
+def test_a_speaker_is_told_while_the_node_serves(segment: Segment, manifests: Path) -> None:
+    segment.write(manifests)
+    file, read = manifests.parent / "bird.conf", manifests.parent / "read"
+    settings = ("--bgp-file", str(file), "--bgp-reload", f"cp,{file},{read}")
+    with serving(segment, manifests, *settings, nodes=(0,)) as (daemon,):
+        expected = render("bird", balanced(daemon))
+        wait_until(lambda: read.exists() and read.read_text() == expected, TIMEOUT, "it reads")
+        assert daemon.stop() == 0
+    assert read.read_text() == render("bird", [])

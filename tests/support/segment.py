@@ -17,7 +17,10 @@ from svcdp.lab import Lab, Namespace, Server, wait_until
 TIMEOUT = 15.0  # seconds
 SWITCH = "switch"  # the interface of each host
 PORT, ENDPOINT_PORT = 80, 9000
+#: By the number of families.
+POLICIES = {1: "SingleStack", 2: "RequireDualStack"}
 POOL = ("192.0.2.128/28", "fd00:2::80/124")
+CLIENT = ("192.0.2.10", "fd00:2::10")
 CLUSTER_IPS = ("10.96.0.0/16", "fd00:10:96::/112")
 
 
@@ -79,16 +82,26 @@ class Segment:
         wait_until(lambda: self.met(address) in servers, TIMEOUT, f"{address} is served")
 
     @contextmanager
-    def daemon(self, number: int, manifests: Path, *settings: str) -> Iterator[RunningDaemon]:
-        """``svcdp run`` on a node, on these manifests, its other files beside them."""
+    def daemon(self, number: int, folder: Path, *settings: str) -> Iterator[RunningDaemon]:
+        """``svcdp run`` on a node, by default on ``folder/manifests``."""
         node = self.nodes[number]
-        folder = manifests.parent / node.name
-        folder.mkdir(exist_ok=True)
-        if not (folder / "manifests").exists():
-            (folder / "manifests").symlink_to(manifests)
+        own = folder / node.name
+        own.mkdir(exist_ok=True)
+        if not (own / "manifests").is_symlink():
+            (own / "manifests").symlink_to(folder / "manifests")
         more = ["--node-name", node.name, "--service-cidrs", ",".join(CLUSTER_IPS)]
-        with running_daemon(node.popen, folder, *more, "--announce=l2", *settings) as daemon:
+        with running_daemon(node.popen, own, *more, "--announce=l2", *settings) as daemon:
             yield daemon
+
+    def direct(self, *addresses: str) -> None:
+        """The Pods have these addresses too, tell nobody, and answer the client without a node,
+        as DR wants it."""
+        for server in self.servers:
+            pod = server.namespace
+            for key, value in (("arp_ignore", 1), ("arp_announce", 2)):
+                pod.sysctl(f"net.ipv4.conf.all.{key}", value)
+            pod.add_address("lo", *(f"{each}/{128 if ':' in each else 32}" for each in addresses))
+            pod.ip(f"route add {CLIENT[0]} dev {SWITCH}", f"route add {CLIENT[1]} dev {SWITCH}")
 
     def forget(self) -> None:
         """The client knows no MAC addresses any more."""
@@ -105,7 +118,11 @@ class Segment:
         write_objects(folder, pool(), *self.objects(count, policy, servers))
 
     def objects(
-        self, count: int = 1, policy: str = "Cluster", servers: Sequence[int] = (0, 1)
+        self,
+        count: int = 1,
+        policy: str = "Cluster",
+        servers: Sequence[int] = (0, 1),
+        families: Sequence[str] = ("IPv4", "IPv6"),
     ) -> list[dict[str, Any]]:
         """Services ``web-0``... of type LoadBalancer, served by these of the servers."""
         found: list[dict[str, Any]] = []
@@ -120,13 +137,13 @@ class Segment:
                         "type": "LoadBalancer",
                         "externalTrafficPolicy": policy,
                         "allocateLoadBalancerNodePorts": False,
-                        "ipFamilyPolicy": "RequireDualStack",
-                        "ipFamilies": ["IPv4", "IPv6"],
+                        "ipFamilyPolicy": POLICIES[len(families)],
+                        "ipFamilies": list(families),
                         "ports": [{"name": "http", "port": PORT}],
                     },
                 }
             )
-            for family in ("IPv4", "IPv6"):
+            for family in families:
                 endpoints = [
                     {
                         "addresses": [pod_addresses(number + 1)[family == "IPv6"]],

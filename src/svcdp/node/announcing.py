@@ -97,7 +97,7 @@ class BgpFile:
             await self._have_read()
             self._read = text
         except (OSError, TimeoutError, ValueError) as error:
-            problem = f"{self._file}: {error or f'not within {RELOAD_TIME:.0f} s'}"
+            problem = f"{self._file}: {str(error) or f'not read within {RELOAD_TIME:g} s'}"
             if problem != self.problem:
                 log.error("routers are not told: trying again", extra={"error": problem})
         self.problem = problem

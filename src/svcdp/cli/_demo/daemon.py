@@ -44,7 +44,7 @@ class RunningDaemon:
 
 @contextmanager
 def running_daemon(popen: Popen, folder: Path, *arguments: str) -> Iterator[RunningDaemon]:
-    """Start it on ``folder/manifests``, unless arguments say ``--ipvs``, with its log in
+    """Start it on ``folder/manifests``, unless arguments say what else to serve, with its log in
     ``folder/log``; wait until it is ready.
     """
     notifications = str(folder / f"notify-{time.monotonic_ns()}.sock")
@@ -55,7 +55,7 @@ def running_daemon(popen: Popen, folder: Path, *arguments: str) -> Iterator[Runn
         ready.bind(notifications)
         ready.settimeout(0.1)
         command = [sys.executable, "-m", "svcdp", "run", "--run-dir", str(folder / "run")]
-        if "--ipvs" not in arguments:
+        if not {"--ipvs", "--kubeconfig"}.intersection(arguments):
             command += ["-f", str(folder / "manifests")]
         command += arguments
         process = popen(command, stderr=log, env={**os.environ, "NOTIFY_SOCKET": notifications})
