@@ -323,6 +323,11 @@ class Sync:
         """Whether load balancers may send to this node, as its Node says."""
         return self._tracker.is_eligible
 
+    @property
+    def is_excluded(self) -> bool:
+        """Whether a label of its Node keeps load balancers' addresses from this node."""
+        return self._tracker.is_excluded
+
     def health_checks(self) -> list[HealthCheck]:
         """What health-check node ports have to say; by Service."""
         return self._tracker.health_checks()

@@ -139,6 +139,18 @@ def test_who_does_not_reach_the_server_has_none(cluster: Cluster) -> None:
         cluster.until_known_at(*NODES)
 
 
+def test_a_node_may_be_left_out(cluster: Cluster) -> None:
+    cluster.serve()
+    label = "node.kubernetes.io/exclude-from-external-load-balancers"
+    cluster.plane.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}})
+    with cluster.daemon(0), cluster.daemon(1):
+        cluster.until_known_at(*NODES)
+        cluster.plane.kubectl("label", "node", "node-1", f"{label}=")
+        cluster.until_known_at("node-2")
+        cluster.plane.kubectl("label", "node", "node-1", f"{label}-")
+        cluster.until_known_at(*NODES)
+
+
 def test_established_connections_outlive_the_owner(cluster: Cluster) -> None:
     """By DR, and with the nodes telling each other of connections."""
     cluster.serve(annotations={"svcdp.io/forwarding": "dr"}, port=ENDPOINT_PORT)

@@ -11,8 +11,9 @@ from svcdp.kube.model import EndpointSlice, IPFamily, Node, Service, ServiceRef
 from svcdp.kube.resolve import cluster_ips
 from svcdp.kube.topology import endpoint_sets
 
-__all__ = ["HealthCheck", "LocalEndpoints", "is_eligible", "local_endpoints"]
+__all__ = ["HealthCheck", "LocalEndpoints", "is_eligible", "is_excluded", "local_endpoints"]
 
+EXCLUDING_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
 DRAINING_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 
@@ -75,6 +76,13 @@ def is_eligible(node: Node | None) -> bool:
         return False
     taints = (node.spec and node.spec.taints) or ()
     return not any(taint.key == DRAINING_TAINT for taint in taints)
+
+
+def is_excluded(node: Node | None) -> bool:
+    """Whether its label, of whatever value, keeps load balancers from sending to a node, as
+    kubeadm has it for control planes (KEP-1143).
+    """
+    return node is not None and EXCLUDING_LABEL in (node.metadata.labels or {})
 
 
 def _is_proxied(service: Service, node: NodeContext) -> bool:

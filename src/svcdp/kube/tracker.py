@@ -10,7 +10,7 @@ from svcdp.errors import ManifestError, SvcdpError
 from svcdp.kube.claims import Claims, Key
 from svcdp.kube.context import NodeContext
 from svcdp.kube.events import Event
-from svcdp.kube.health import HealthCheck, LocalEndpoints, is_eligible, local_endpoints
+from svcdp.kube.health import HealthCheck, LocalEndpoints, is_eligible, is_excluded, local_endpoints
 from svcdp.kube.model import ObjectKey, Service, ServiceRef
 from svcdp.kube.own import informed
 from svcdp.kube.resolve import NOBODY, resolve_node, resolve_service
@@ -78,6 +78,11 @@ class Tracker:
         """Whether load balancers may send to this node. Yes where no source ever had its Node."""
         nodes = self.state.nodes
         return self.node.name not in nodes or is_eligible(nodes[self.node.name])
+
+    @property
+    def is_excluded(self) -> bool:
+        """Whether its Node's label keeps load balancers' addresses from this node."""
+        return is_excluded(self.state.nodes.get(self.node.name))
 
     def _listen(self) -> set[ServiceRef]:
         """Take in what sources say of the node; returns the Services that it matters to."""

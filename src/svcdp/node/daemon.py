@@ -208,7 +208,12 @@ class _Daemon:
                 config,
                 self._client,
                 sync,
-                lambda: health.is_serving and health.is_alive and health.node_eligible,
+                lambda: (
+                    health.is_serving
+                    and health.is_alive
+                    and health.node_eligible
+                    and not sync.is_excluded
+                ),
                 record,
             )
             if announcing.announcer is not None:
