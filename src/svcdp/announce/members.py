@@ -34,6 +34,11 @@ RENEWALS = 4  # within a Lease's duration
 RETRY = (0.1, 1.0)  # seconds; as for reflectors
 
 
+def _boot_time() -> float:
+    """Seconds that go on while the machine sleeps: others do not wait for it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Members(Protocol):
     """The nodes of which one has each address."""
 
@@ -94,7 +99,7 @@ class LeaseMembers:
         duration: int,
         is_fit: Callable[[], bool],
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = _boot_time,
     ) -> None:
         self.node_name = node_name
         self._duration = duration
