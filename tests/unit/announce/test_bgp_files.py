@@ -1,5 +1,5 @@
-"""Files for BGP speakers. Debian's took these: `bird -p` (2.0.12), `vtysh -C -f` (FRR 8.4.4) and
-`exabgp --validate` (4.2.21).
+"""Files for BGP speakers. Debian's took these: `bird` (2.0.12, a session too), `vtysh -C -f` (FRR
+8.4.4) and `exabgp --validate` (4.2.21).
 """
 
 from __future__ import annotations
