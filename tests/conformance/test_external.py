@@ -13,7 +13,11 @@ from svcdp.types import SourceRule
 
 A = "10.1.0.1"
 WEB = "tcp 10.96.0.10:80"
-NODE = NodeContext(name="n1", addresses=["192.0.2.1", "2001:db8::1"], pod_cidrs=["10.1.0.0/16"])
+NODE = NodeContext(
+    name="n1",
+    addresses=["192.0.2.1", "2001:db8::1", "10.1.9.1"],  # the last one is that of Pods' bridge
+    pod_cidrs=["10.1.0.0/16"],
+)
 
 
 def balanced(*ingress: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -115,6 +119,11 @@ RANGES = [
         {"192.0.2.1": "forward", "198.51.100.1": "forward", "203.0.113.9": "drop"},
     ),
     case("without", ["192.0.3.0/24"], {"198.51.100.1": "drop"}),
+    case(
+        "with another of the node's addresses: its own IP is one of each family",
+        ["10.1.0.0/16"],
+        {"10.1.0.9": "forward", "198.51.100.1": "drop"},
+    ),
 ]
 
 

@@ -28,8 +28,8 @@ def external_addresses(
 
     A load balancer whose packets come with another address (KEP-1860, ipMode Proxy), or that has
     a name only, has none here. Source ranges bind the addresses of load balancers, in their own
-    family: where a family has none, everybody may use it. Does a range hold an address of this
-    node, the load balancer's own are added: the node may send from them.
+    family: where a family has none, everybody may use it. Does a range hold the address that this
+    node is known by, the load balancer's own are added: the node may send from them.
     """
     problems: list[ManifestError] = []
 
@@ -58,7 +58,7 @@ def external_addresses(
     for address in virtual:
         family = family_of(address)
         sources = tuple(each for each in ranges if family_of(each) == family)
-        if _hold(sources, node.addresses):
+        if _hold(sources, node.primary_address(family)):
             own = (str(ipaddress.ip_network(each)) for each in virtual if family_of(each) == family)
             sources += tuple(own)
         found[family].setdefault(address, ExternalAddress(address, sources))
@@ -70,6 +70,7 @@ def external_addresses(
     return every, problems
 
 
-def _hold(ranges: Iterable[str], addresses: Iterable[str]) -> bool:
-    networks = [ipaddress.ip_network(each) for each in ranges]
-    return any(ipaddress.ip_address(each) in network for each in addresses for network in networks)
+def _hold(ranges: Iterable[str], address: str | None) -> bool:
+    if address is None:
+        return False
+    return any(ipaddress.ip_address(address) in ipaddress.ip_network(each) for each in ranges)
