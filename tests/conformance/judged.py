@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import wire
 
-from svcdp import Dataplane, Verdict
+from svcdp import Dataplane, Settings, Verdict
 from svcdp.kube import NodeContext, resolve
 
 #: Packets sent, each of a connection of its own: round robin shows all of a few endpoints.
@@ -32,7 +32,8 @@ class Judge:
     """A dataplane with what ``node`` owes to some objects."""
 
     def __init__(self, objects: list[dict[str, Any]], node: NodeContext) -> None:
-        self.dataplane = Dataplane(4096, seed=1)
+        # All are told, however many are refused.
+        self.dataplane = Dataplane(4096, seed=1, settings=Settings(answer_rate=0))
         self.dataplane.apply(resolve(objects, node))
         self.port = 40000  # none to masquerade with
 

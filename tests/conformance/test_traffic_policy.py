@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import wire
 from judged import DROP, PASS, REJECT, Judge, Outcome, forward
 from kube_objects import case, endpoint, endpoints, port, service
 
@@ -19,9 +20,13 @@ CLUSTER_IP, EXTERNAL, VIP, OWN = "10.96.0.10", "198.51.100.1", "203.0.113.1", "1
 #: Clients: a Pod, the node itself by its address and by loopback's, somebody else.
 POD, NODE, LOOPBACK, OUTSIDER = "10.1.1.9", OWN, "127.0.0.1", "198.18.0.9"
 
-NODE_HERE = NodeContext(name="n1", addresses=[OWN, "2001:db8::1"], pod_cidrs=["10.1.0.0/16"])
+NODE_HERE = NodeContext(
+    name="n1", addresses=[OWN, "2001:db8::1"], pod_cidrs=["10.1.0.0/16", "fd01::/48"]
+)
 #: Only Pods of this node are known to be Pods.
-NODE_CIDR = replace(NODE_HERE, pod_cidrs=["10.1.1.0/24"], detect_local="NodeCIDR")
+NODE_CIDR = replace(
+    NODE_HERE, pod_cidrs=["10.1.1.0/24", "fd01:0:0:1::/64"], detect_local="NodeCIDR"
+)
 NO_DETECTOR = replace(NODE_HERE, pod_cidrs=[])
 MASQUERADE_ALL = replace(NODE_HERE, masquerade_all=True)
 BY_INTERFACE = replace(NODE_HERE, pod_cidrs=[], detect_local="InterfaceNamePrefix")
@@ -38,11 +43,11 @@ here, here_masqueraded = forward(L), forward(L, masquerade=True)
 there, there_masqueraded = forward(R), forward(R, masquerade=True)
 
 
-def web(internal: str, external: str) -> dict[str, Any]:
+def web(internal: str, external: str, protocol: str = "TCP") -> dict[str, Any]:
     return {
         **service(
             type="LoadBalancer",
-            ports=[port(nodePort=30080)],
+            ports=[port(nodePort=30080, protocol=protocol)],
             externalIPs=[EXTERNAL],
             internalTrafficPolicy=internal,
             externalTrafficPolicy=external,
@@ -82,6 +87,54 @@ MATRIX = [
 ]  # fmt: skip
 
 
+REMOTE_POD = "10.1.2.9"
+MARK = BY_INTERFACE.pod_mark
+#: How Pods are told, what clients with what marks are in the matrix then, and whether all or none
+#: are masqueraded inside, whoever they are.
+VARIANTS = [
+    case("ClusterCIDR", NODE_HERE,
+         {(POD, 0): "pod", (REMOTE_POD, 0): "pod", (NODE, 0): "node", (LOOPBACK, 0): "node",
+          (OUTSIDER, 0): "other", (OUTSIDER, MARK): "other"}, None),
+    case("NodeCIDR", NODE_CIDR,
+         {(POD, 0): "pod", (REMOTE_POD, 0): "other", (NODE, 0): "node", (LOOPBACK, 0): "node",
+          (OUTSIDER, 0): "other"}, None),
+    case("BridgeInterface", replace(BY_INTERFACE, detect_local="BridgeInterface"),
+         {(POD, MARK): "pod", (POD, 0): "other", (NODE, 0): "node", (LOOPBACK, 0): "node",
+          (OUTSIDER, 0): "other", (OUTSIDER, MARK): "pod"}, None),
+    case("InterfaceNamePrefix", BY_INTERFACE,
+         {(POD, MARK | 1): "pod", (REMOTE_POD, 0x8000): "other", (NODE, 0): "node",
+          (LOOPBACK, 0): "node", (OUTSIDER, 0): "other", (OUTSIDER, MARK | 0x8000): "pod"}, None),
+    case("no detector", NO_DETECTOR,
+         {(POD, 0): "other", (REMOTE_POD, 0): "other", (NODE, 0): "node", (LOOPBACK, 0): "node",
+          (OUTSIDER, 0): "other"}, False),
+    case("masqueradeAll", MASQUERADE_ALL,
+         {(POD, 0): "pod", (REMOTE_POD, 0): "pod", (NODE, 0): "node", (LOOPBACK, 0): "node",
+          (OUTSIDER, 0): "other"}, True),
+    case("masqueradeAll, by interface", replace(BY_INTERFACE, masquerade_all=True),
+         {(POD, MARK): "pod", (POD, 0): "other", (NODE, 0): "node", (LOOPBACK, 0): "node",
+          (OUTSIDER, 0): "other"}, True),
+]  # fmt: skip
+
+#: The same places in IPv6.
+SIX = {
+    L: "fd01:0:0:1::1", R: "fd01:0:0:2::1", POD: "fd01:0:0:1::9", REMOTE_POD: "fd01:0:0:2::9",
+    CLUSTER_IP: "fd00::10", EXTERNAL: "2001:db8:1::1", VIP: "2001:db8:2::1", OWN: "2001:db8::1",
+    LOOPBACK: "::1", OUTSIDER: "2001:db8:9::9",
+}  # fmt: skip
+PACKETS = [("tcp", False), ("tcp", True), ("udp", False), ("udp", True), ("sctp", False)]
+
+
+def in_six(value: Any) -> Any:
+    """With all addresses exchanged for those of IPv6."""
+    if isinstance(value, dict):
+        return {key: in_six(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [in_six(each) for each in value]
+    return {**SIX, "IPv4": "IPv6"}.get(value, value) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize(("protocol", "is_six"), PACKETS)
+@pytest.mark.parametrize(("here", "clients", "inside"), VARIANTS)
 @pytest.mark.parametrize(("targets", "policies", "served", "pod", "node", "other"), MATRIX)
 def test_matrix(
     targets: list[tuple[str, int]],
@@ -90,16 +143,30 @@ def test_matrix(
     pod: Outcome,
     node: Outcome,
     other: Outcome,
+    here: NodeContext,
+    clients: dict[tuple[str, int], str],
+    inside: bool | None,
+    protocol: str,
+    is_six: bool,
 ) -> None:
-    asked = judge(*policies, served)
+    """Every cell, by every way to tell Pods, of every protocol."""
+    ports = [port(8080, protocol=protocol.upper())]
+    objects = [web(*policies, protocol=protocol.upper()), endpoints(*served, ports=ports)]
+    asked = Judge([in_six(each) for each in objects] if is_six else objects, here)
     for target in targets:
-        assert asked.outcome(POD, *target) == pod
-        assert asked.outcome(NODE, *target) == node
-        assert asked.outcome(LOOPBACK, *target) == node
-        assert asked.outcome(OUTSIDER, *target) == other
+        for (client, mark), column in clients.items():
+            expected = {"pod": pod, "node": node, "other": other}[column]
+            if inside is not None and target in INSIDE and expected.action == "forward":
+                expected = expected._replace(masquerade=inside)
+            ends = (client, target[0])
+            if is_six:
+                ends = (SIX[client], SIX[target[0]])
+                six = frozenset(SIX[each] for each in expected.endpoints)
+                expected = expected._replace(endpoints=six)
+            found = asked.outcome(*ends, target[1], protocol, mark=mark)
+            assert found == expected, (target, client, mark)
 
 
-REMOTE_POD = "10.1.2.9"
 #: Node, client, its mark, what it gets at the ClusterIP and outside, both Cluster, then both Local.
 NODES = [
     case("no detector: nobody is masqueraded inside", NO_DETECTOR, POD, 0,
@@ -147,10 +214,34 @@ def test_nodes(
 
 
 @pytest.mark.parametrize("target", [*INSIDE, *OUTSIDE])
-def test_hairpin_is_masqueraded_in_every_row(target: tuple[str, int]) -> None:
+@pytest.mark.parametrize(("here", "_clients", "_inside"), VARIANTS)
+def test_hairpin_is_masqueraded_in_every_row(
+    here: NodeContext, _clients: Any, _inside: Any, target: tuple[str, int]
+) -> None:
     for policy in ("Cluster", "Local"):
-        asked = judge(policy, policy, EVERYWHERE[:1])
-        assert asked.outcome(L, *target) == here_masqueraded
+        for mark in (0, MARK):
+            asked = judge(policy, policy, EVERYWHERE[:1], here)
+            assert asked.outcome(L, *target, mark=mark) == here_masqueraded
+
+
+#: Where to, and policies that leave a Pod its address.
+UNMASQUERADED = [
+    case("inside", (CLUSTER_IP, 80), "Cluster"),
+    *(case(f"at {target[0]}", target, "Local") for target in OUTSIDE),
+]
+
+
+@pytest.mark.parametrize(("target", "policy"), UNMASQUERADED)
+def test_hairpin_is_a_matter_of_each_pick(target: tuple[str, int], policy: str) -> None:
+    """Who could reach itself is masqueraded when it does, and not when another one serves it."""
+    asked = judge("Cluster", policy, EVERYWHERE).dataplane
+    said = asked.explain(f"tcp {L}:4000 -> {target[0]}:{target[1]}").destinations
+    seen = {}
+    for number in range(41000, 41004):
+        result = asked.process(wire.packet("tcp", L, number, *target, "S"))
+        sent = wire.read(bytes(result.packet))
+        seen[sent.destination] = (sent.source, sent.source_port) != (L, number)
+    assert {each.address: each.masquerade for each in said} == seen == {L: True, R: False}
 
 
 LEAVING = ("-ready", "serving", "terminating")
