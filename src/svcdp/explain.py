@@ -47,8 +47,8 @@ class Explanation:
 
     ``action`` is forward, pass, drop or reject. ``destinations`` are all that could be picked,
     ``picked`` the one of them that the flow would get, where that can be told: of a known
-    connection, a persistent client, and schedulers that go by the load or by a hash (not round
-    robins, lblc, lblcr, those that draw, and those in Python). A flow has no Call-ID: of a
+    connection, a persistent client, and schedulers that go by the load, by a hash or by the
+    address (not round robins, those that draw, and those in Python). A flow has no Call-ID: of a
     service with persistence by SIP's calls it is told where the first packet of a new call goes.
     """
 
@@ -183,10 +183,14 @@ def explain_new(
     )
     serving = frozenset(order)
     members = {(m.address, m.port): m for m in spec.destinations if (m.address, m.port) in serving}
+    # Whom lblc knows for an address goes on serving it.
+    passed_over = set(overloaded)
+    if spec.scheduler == "lblc" and choice >= 0:
+        passed_over.discard(order[choice])
     candidates = [
         member
         for endpoint, member in members.items()
-        if member.weight > 0 and endpoint not in overloaded and spec.scheduler != "none"
+        if member.weight > 0 and endpoint not in passed_over and spec.scheduler != "none"
     ]
     answering = [each for each in candidates if (each.address, each.port) not in ejected]
     if candidates and not answering:

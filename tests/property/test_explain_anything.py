@@ -27,7 +27,7 @@ PORTS = [20, 21, 80, 81, 90, 2000]
 MARKS = [0, 7]
 
 #: Whose picks are known before.
-FORESEEN = ["lc", "wlc", "sed", "nq", "fo", "ovf", "dh", "sh", "mh"]
+FORESEEN = ["lc", "wlc", "sed", "nq", "fo", "ovf", "dh", "sh", "mh", "lblc", "lblcr"]
 SCHEDULERS = ["rr", "random", "none", *FORESEEN]
 
 DESTINATIONS = st.lists(

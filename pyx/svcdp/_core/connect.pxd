@@ -398,7 +398,8 @@ cdef inline Conn *new_connection(
         service = rule.subset
     if not opens(engine, snapshot, worker, view, packet, service, rule):
         return NULL
-    if unlikely(drops_new(engine)):
+    # A retry was let in before.
+    if unlikely(drops_new(engine)) and not worker.avoided:
         decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_OVERLOAD)
         return NULL
     if service.persistence:

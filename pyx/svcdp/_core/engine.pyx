@@ -17,7 +17,7 @@ from svcdp._core.hashing cimport entry_ids
 from svcdp._core.helper cimport give_helper, take_shifts
 from svcdp._core.load cimport is_ejected
 from svcdp._core.memory cimport load32, ntohs
-from svcdp._core.passive cimport all_ejected, readmit, stand_in
+from svcdp._core.passive cimport all_ejected, readmit, readmit_due, stand_in
 from svcdp._core.path cimport *
 from svcdp._core.sched cimport UNFORESEEN, advance, foresee
 from svcdp._core.service cimport service_free, service_new
@@ -1436,6 +1436,8 @@ cdef class Core:
         cdef Conn *known
         cdef object row = None
         cdef object gone = None
+        # As the flow's packet would, or any other: what is over is over.
+        readmit_due(self.engine, now)
         memset(&view, 0, sizeof(view))
         view.words = <uint8_t>words_of(source)
         if words_of(destination) != view.words:
@@ -1480,7 +1482,7 @@ cdef class Core:
                 member = -1
         if found != FORGET:
             # What is about to be forgotten still counts as load.
-            choice = foresee(subset, &view)
+            choice = foresee(subset, &view, now, &self.engine.settings.expirations)
         if choice == -1 and subset.is_passive:
             choice = UNFORESEEN if all_ejected(subset) else stand_in(subset, &view)
         return (

@@ -220,20 +220,18 @@ cdef inline bint is_hot(const Service *service, const Member *member) noexcept n
     return False
 
 
-cdef inline int32_t pick_lblc(
-    const Service *service, const View *view, int64_t now, int64_t expiration, uint64_t *random
+cdef inline int32_t server_of(
+    const Service *service, const View *view, int64_t now, int64_t expiration, bint visit
 ) noexcept nogil:
-    """Locality-based least connection (ip_vs_lblc.c): the address's server, else the least loaded
-    one. That the server is overloaded does not matter for packets that it already gets; that it is
-    ejected does.
-    """
+    """lblc: who has the packet's address and may serve it, or -1. `visit`: the packet is there."""
     cdef Locality *locality = <Locality *>service.state.locality
     cdef Place *place
     cdef int32_t member = -1
     spin_lock(&locality.lock)
     place = find_place(locality, view, now, expiration)
     if place is not NULL:
-        place.used = now
+        if visit:
+            place.used = now
         if place.visits:
             member = member_of(service, &locality.visits[place.visits])
     spin_unlock(&locality.lock)
@@ -243,6 +241,21 @@ cdef inline int32_t pick_lblc(
         and not is_ejected(service.members[member].destination)
         and not is_hot(service, &service.members[member])
     ):
+        return member
+    return -1
+
+
+cdef inline int32_t pick_lblc(
+    const Service *service, const View *view, int64_t now, int64_t expiration, uint64_t *random
+) noexcept nogil:
+    """Locality-based least connection (ip_vs_lblc.c): the address's server, else the least loaded
+    one. That the server is overloaded does not matter for packets that it already gets; that it is
+    ejected does.
+    """
+    cdef Locality *locality = <Locality *>service.state.locality
+    cdef Place *place
+    cdef int32_t member = server_of(service, view, now, expiration, True)
+    if member >= 0:
         return member
     member = pick_wlc(service)
     if member < 0:
@@ -306,6 +319,29 @@ cdef inline void drop_most_loaded(
         place.changed = now
 
 
+cdef inline int32_t server_among(
+    const Service *service, const View *view, int64_t now, int64_t expiration, bint visit
+) noexcept nogil:
+    """lblcr: the least loaded of those who have the packet's address, or -1. `visit`: the packet is
+    there.
+    """
+    cdef Locality *locality = <Locality *>service.state.locality
+    cdef Place *place
+    cdef int32_t member = -1
+    spin_lock(&locality.lock)
+    place = find_place(locality, view, now, expiration)
+    if place is not NULL:
+        member = least_visited(locality, place, service)
+        if visit:
+            place.used = now
+            if place.count > 1 and now - place.changed > expiration:
+                drop_most_loaded(locality, place, now)
+    spin_unlock(&locality.lock)
+    if member >= 0 and not is_hot(service, &service.members[member]):
+        return member
+    return -1
+
+
 cdef inline int32_t pick_lblcr(
     const Service *service, const View *view, int64_t now, int64_t expiration, uint64_t *random
 ) noexcept nogil:
@@ -315,16 +351,8 @@ cdef inline int32_t pick_lblcr(
     """
     cdef Locality *locality = <Locality *>service.state.locality
     cdef Place *place
-    cdef int32_t member = -1
-    spin_lock(&locality.lock)
-    place = find_place(locality, view, now, expiration)
-    if place is not NULL:
-        place.used = now
-        member = least_visited(locality, place, service)
-        if place.count > 1 and now - place.changed > expiration:
-            drop_most_loaded(locality, place, now)
-    spin_unlock(&locality.lock)
-    if member >= 0 and not is_hot(service, &service.members[member]):
+    cdef int32_t member = server_among(service, view, now, expiration, True)
+    if member >= 0:
         return member
     member = pick_wlc(service)
     if member < 0:

@@ -188,8 +188,16 @@ cdef inline int32_t reconsider_member(
             member = member_at(service, 1 + next_random(&worker.random) % weight)
     elif member < 0:
         member = stand_in(service, view)
-    if member >= 0 and service.members[member].destination.id == avoided:
-        return other_member(service, member)
+    if avoided:
+        for i in range(service.member_count):
+            if service.members[i].destination.id == avoided:
+                if member < 0:
+                    # A scheduler that has nobody for the client takes nothing from it.
+                    return <int32_t>i
+                if member == <int32_t>i:
+                    member = other_member(service, member)
+                break
+        worker.retries += member >= 0
     return member
 
 
@@ -341,5 +349,4 @@ cdef inline bint moves_on(
     if not is_replaceable(service, view, packet.mark, target):
         return False
     worker.avoided = conn.destination
-    worker.retries += 1
     return True

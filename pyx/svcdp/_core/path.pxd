@@ -133,9 +133,9 @@ cdef inline Conn *route(
             else:
                 conn = new_connection(
                     engine, worker, snapshot, service, packet, view, now, &reason)
-            if conn is NULL:
-                worker.avoided = 0
-                return NULL
+        worker.avoided = 0
+        if conn is NULL:
+            return NULL
         if likely(reason == SVCDP_REASON_NEW and is_simple(engine, conn, view)):
             return conn
         direction = FROM_DESTINATION if reason == SVCDP_REASON_REPLY else FROM_CLIENT

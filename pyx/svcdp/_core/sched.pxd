@@ -9,7 +9,9 @@ from svcdp._core.atomic cimport likely, unlikely, spin_lock, spin_unlock
 from svcdp._core.hashing cimport pick_dh, pick_mh, pick_sh
 from svcdp._core.least cimport pick_heaviest, pick_lc, pick_sed, pick_twos, pick_wlc
 from svcdp._core.load cimport available_weight, is_available, member_at
-from svcdp._core.locality cimport Expirations, pick_lblc, pick_lblcr
+from svcdp._core.locality cimport (
+    Expirations, pick_lblc, pick_lblcr, server_among, server_of,
+)
 from svcdp._core.packet cimport View
 from svcdp._core.random cimport next_random
 from svcdp._core.service cimport Member, SchedState, Service
@@ -167,11 +169,20 @@ cdef inline int32_t pick(
     return pick_other(service, view, now, expirations, random)
 
 
-cdef inline int32_t foresee(Service *service, const View *view) noexcept nogil:
-    """What pick() would give now, where asking changes nothing; else UNFORESEEN."""
+cdef inline int32_t foresee(
+    Service *service, const View *view, int64_t now, const Expirations *expirations
+) noexcept nogil:
+    """What pick() would give now, where that can be told without a change; else UNFORESEEN."""
     cdef uint8_t scheduler = service.scheduler
+    cdef int32_t member
     if SCHEDULER_LC <= scheduler <= SCHEDULER_MH:
-        return pick(service, view, 0, NULL, NULL)
+        return pick(service, view, now, expirations, NULL)
+    if scheduler == SCHEDULER_LBLC or scheduler == SCHEDULER_LBLCR:
+        member = (
+            server_of(service, view, now, expirations.lblc, False)
+            if scheduler == SCHEDULER_LBLC
+            else server_among(service, view, now, expirations.lblcr, False))
+        return member if member >= 0 else pick_wlc(service)
     return UNFORESEEN
 
 

@@ -64,7 +64,9 @@ def observable(bench: Bench) -> Any:
     return bench.dp.stats(), bench.dp.services(), bench.connections()
 
 
-@pytest.mark.parametrize("scheduler", ["lc", "wlc", "sed", "nq", "fo", "ovf", "dh", "sh", "mh"])
+@pytest.mark.parametrize(
+    "scheduler", ["lc", "wlc", "sed", "nq", "fo", "ovf", "dh", "sh", "mh", "lblc", "lblcr"]
+)
 def test_the_one_that_is_picked(scheduler: str) -> None:
     bench = Bench()
     bench.serve(*((real, 8080, n) for n, real in enumerate(REALS)), scheduler=scheduler)
@@ -88,7 +90,7 @@ def test_the_one_that_is_picked(scheduler: str) -> None:
     assert len(picked) == 1 if scheduler in ("fo", "dh") else len(picked) > 1
 
 
-@pytest.mark.parametrize("scheduler", ["rr", "wrr", "random", "twos", "lblc", "lblcr"])
+@pytest.mark.parametrize("scheduler", ["rr", "wrr", "random", "twos"])
 def test_what_cannot_be_told_before(scheduler: str) -> None:
     bench = Bench()
     bench.serve(*((real, 8080) for real in REALS), scheduler=scheduler)

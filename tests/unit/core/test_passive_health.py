@@ -25,8 +25,14 @@ ONCE = PassiveHealth(failures=1, ejection=10, max_ejection=40)
 class Trial(Bench):
     """Destinations that answer, or do not."""
 
-    def __init__(self, *destinations: Any, health: PassiveHealth = ONCE, **fields: Any) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        *destinations: Any,
+        health: PassiveHealth = ONCE,
+        max_connections: int = 4096,
+        **fields: Any,
+    ) -> None:
+        super().__init__(max_connections)
         self.fields = {"passive_health": health, **fields}
         self.serve(*(destinations or ALL), **self.fields)
 
@@ -338,18 +344,56 @@ def test_an_answer_to_data_too() -> None:
     assert (again.reason, again.destination) == (Reason.ESTABLISHED, first.destination)
 
 
-def test_a_retry_that_is_turned_away() -> None:
-    """The next client does not pay for it."""
+def test_a_retry_was_let_in_before() -> None:
+    """What turns new connections away does not matter to it, and nobody else pays for it."""
     other = "192.0.2.77"
     bench = Trial(persistence=100, scheduler="fo", health=PassiveHealth())
     bound = bench.syn(1, client=other)
     bench.answer(bound, port=1, client=other)
-    assert bench.syn().destination == bound.destination
+    first = bench.syn()
+    assert first.destination == bound.destination
     bench.dp.configure(replace(bench.dp.settings, drop_packet=3, am_droprate=1))
     bench.now += SECOND
-    assert bench.syn().reason == Reason.OVERLOAD
+    assert bench.syn(2).reason == Reason.OVERLOAD
+    again = bench.syn()
+    assert again.reason == Reason.NEW
+    assert again.destination in others(*filter(None, [first.destination]))
     bench.dp.configure(svcdp.Settings())
     assert bench.syn(2, client=other).destination == bound.destination
+
+
+def test_a_retry_in_a_full_table() -> None:
+    """There is room: its own."""
+    bench = Trial(ONE, TWO, health=PassiveHealth(), max_connections=1)
+    first = bench.syn()
+    assert bench.syn(2).reason == Reason.TABLE_FULL
+    bench.now += SECOND
+    again = bench.syn()
+    assert again.reason == Reason.NEW
+    assert {first.destination, again.destination} == {ONE, TWO}
+
+
+def test_a_retry_that_a_scheduler_in_python_has_nobody_for() -> None:
+    """It stays where it is."""
+
+    class Once(Scheduler):
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def pick(self, flow: svcdp.Flow, destinations: Sequence[Destination]) -> int | None:
+            self.asked += 1
+            return 0 if self.asked == 1 else None
+
+    svcdp.register_scheduler("test-once")(Once)
+    bench = Trial(scheduler="test-once", health=PassiveHealth())
+    first = bench.syn()
+    for _ in range(2):
+        bench.now += SECOND
+        again = bench.syn()
+        assert (again.verdict, again.destination) == (Verdict.FORWARD, first.destination)
+    assert bench.dp.stats().retries == 0
+    assert bench.answer(first).reason == Reason.REPLY
+    assert bench.syn(2).reason == Reason.NO_DESTINATION
 
 
 FULL_TWO = DestinationSpec(*TWO, 2, upper=1)
@@ -669,6 +713,20 @@ def test_explain() -> None:
     assert {(each.address, each.port) for each in found.destinations} == set(ALL)
     assert "none of them answered lately: all are asked again" in found.reasons
     assert bench.ejected() == set(ALL), "nothing changes"
+
+
+@pytest.mark.parametrize("scheduler", ["fo", "lc", "sh", "lblc"])
+def test_explain_picks_who_is_asked_again(scheduler: str) -> None:
+    """An ejection ends by the clock: no packet has to come first."""
+    bench = Trial((*ONE, 2), scheduler=scheduler)
+    assert bench.refuse(1) == ONE
+    bench.serve((*ONE, 2), TWO, **bench.fields)
+    bench.now += 11 * SECOND
+    found = bench.dp.explain(f"tcp {CLIENT[4]}:9 -> {VIRTUAL[4]}:80")
+    assert {(each.address, each.port) for each in found.destinations} == {ONE, TWO}
+    assert found.picked is not None
+    assert (found.picked.address, found.picked.port) == bench.syn(9).destination
+    assert bench.ejected() == set()
 
 
 @pytest.mark.parametrize(

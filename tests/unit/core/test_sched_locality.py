@@ -47,6 +47,13 @@ class Farm(Bench):
         result = self.dp.process(packet, mark=MARK)
         return None if result.destination is None else result.destination[1]
 
+    def foreseen(self, virtual: str = "198.51.100.1") -> int | None:
+        """The one that explain() says is next; AssertionError unless it is a possible one."""
+        said = self.dp.explain(f"udp {CLIENT[4]}:60000 -> {virtual}:80", MARK)
+        assert said.picked is None or said.picked in said.destinations
+        assert (said.action == "forward") is (said.picked is not None)
+        return None if said.picked is None else said.picked.port
+
 
 def address(number: int) -> str:
     return str(ipaddress.IPv4Address(0x0B000000 + number))
@@ -100,6 +107,41 @@ def test_lblc_does_not_look_at_the_overload_of_a_cached_server() -> None:
     farm.change("update", 2, upper=1)
     assert [farm.pick() for _ in range(3)] == [2, 2, 2]
     assert farm.pick(address(1)) == 1
+
+
+@pytest.mark.parametrize("scheduler", ["lblc", "lblcr"])
+def test_explain_tells_who_is_next(scheduler: str) -> None:
+    """Whatever is known of the address, and without a trace: it is neither used nor moved."""
+    farm = Farm(scheduler, 1, 1, 2)
+    picks = [address(n % 4) for n in range(12)]
+    for number, virtual in enumerate(picks):
+        if number == 6:
+            farm.change("update", 3, weight=0)
+        if number == 9:
+            farm.now += DAY
+        for _ in range(2):
+            foreseen = farm.foreseen(virtual)
+        assert farm.pick(virtual) == foreseen
+    farm.now += DAY - 1
+    farm.foreseen(picks[0])
+    farm.now += 1
+    farm.change("update", 1, weight=100)
+    assert farm.pick(picks[0]) == 1, "asking did not prolong what is known"
+
+
+def test_explain_of_an_overloaded_server_that_has_the_address() -> None:
+    farm = Farm("lblc", 1, 1)
+    farm.change("update", 1, upper=1)
+    farm.change("update", 2, upper=1)
+    assert farm.pick() == 2
+    assert farm.foreseen() == 2
+    assert farm.pick() == 2
+    assert farm.pick(address(1)) == 1
+    assert farm.foreseen(address(2)) is None
+    assert farm.pick(address(2)) is None
+    farm.change("update", 2, weight=0)
+    assert farm.foreseen() is None
+    assert farm.pick() is None
 
 
 def test_lblcr_does() -> None:
