@@ -1412,7 +1412,7 @@ cdef class Core:
         self, uint8_t protocol, bytes source, uint16_t source_port, bytes destination,
         uint16_t destination_port, uint32_t mark, int64_t now,
     ):
-        """What the tables say of the first packet of a flow (TCP: a SYN); nothing changes.
+        """What the tables say of the first packet of a flow (a SYN, an INIT); nothing changes.
 
         (row of its connection or None, whether the flow is the reply of that connection,
         the verdict on it because the connection's destination is gone, or None,
@@ -1433,6 +1433,7 @@ cdef class Core:
         cdef uint32_t found = USE
         cdef uint32_t awaited
         cdef uint8_t copy[RECORD_V6]
+        cdef uint8_t init[SCTP_HEADER + 4]
         cdef Conn *known
         cdef object row = None
         cdef object gone = None
@@ -1443,7 +1444,12 @@ cdef class Core:
         if words_of(destination) != view.words:
             raise ValueError("source and destination are of different families")
         view.protocol = protocol
-        view.tcp_flags = TCP_SYN
+        if protocol == PROTOCOL_TCP:
+            view.tcp_flags = TCP_SYN
+        elif protocol == PROTOCOL_SCTP:
+            memset(init, 0, sizeof(init))
+            init[SCTP_HEADER] = CHUNK_INIT
+            view.end = sizeof(init)
         view.source = <const uint8_t *>PyBytes_AS_STRING(source)
         view.destination = <const uint8_t *>PyBytes_AS_STRING(destination)
         view.source_port = htons(source_port)
@@ -1453,7 +1459,7 @@ cdef class Core:
             view.destination_port, protocol)
         conn = find(&self.engine.table, &view, &direction)
         if conn is not NULL:
-            found = judge(self.engine, conn, NULL, &view, direction, now)
+            found = judge(self.engine, conn, init, &view, direction, now)
             if found == FORGET:
                 spin_unlock(&conn.lock)
                 conn = NULL

@@ -98,6 +98,24 @@ def test_what_cannot_be_told_before(scheduler: str) -> None:
     assert (said.picked, len(said.destinations)) == (None, 4)
 
 
+@pytest.mark.parametrize("on_removal", ["drain", "expire", "drop", "reset"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_a_known_connection_to_a_server_without_weight(protocol: str, on_removal: str) -> None:
+    """Where connections end with their server, a SYN or an INIT begins a new one; a datagram does
+    not.
+    """
+    bench = Bench()
+    fields = {"protocol": protocol, "on_removal": on_removal}
+    bench.serve((REALS[0], 80), **fields)
+    bench.send(port=5, protocol=protocol)
+    bench.serve((REALS[0], 80, 0), (REALS[1], 80), **fields)
+    (said,) = bench.dp.explain(Flow(protocol, CLIENT[4], 5, VIRTUAL[4], 80)).destinations
+    result = bench.send(port=5, protocol=protocol)
+    assert (said.address, said.port) == result.destination
+    moves = on_removal == "expire" and protocol != "udp"
+    assert result.destination == (REALS[moves], 80)
+
+
 def test_the_one_that_a_client_is_bound_to() -> None:
     bench = Bench()
     bench.serve(*((real, 8080) for real in REALS), persistence=60)
