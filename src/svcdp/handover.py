@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from svcdp._core.engine import OUTCOMES, STATES
 from svcdp.errors import ClosedError, ConfigError
 from svcdp.records import (
     FTP_PORT,
+    Endpoint,
     Key,
     check_address,
     check_key,
@@ -18,13 +19,13 @@ from svcdp.records import (
     is_ftp,
     parse_address,
 )
-from svcdp.status import NO_CPORT, ONE_PACKET, SYNC, ConnectionState, SequenceShift
-from svcdp.types import Protocol, ServiceSpec, fwmark_key
+from svcdp.status import METHOD, NO_CPORT, ONE_PACKET, SYNC, ConnectionState, SequenceShift
+from svcdp.transaction import Installed
+from svcdp.types import DestinationSpec, Protocol, ServiceSpec, fwmark_key
 
 if TYPE_CHECKING:
     from svcdp._core.engine import Destination as Handle
     from svcdp.dataplane import Dataplane
-    from svcdp.transaction import Installed
 
 __all__ = ["ConnectionWatch", "Imported", "can_import", "export_connections", "import_connection"]
 
@@ -101,39 +102,55 @@ def import_connection(dataplane: Dataplane, state: ConnectionState, now: int) ->
         place = _place_of(dataplane, state)
         if isinstance(place, str):
             return place
-        installed, handle = place
-        deadline = now + int(state.expires_in * 1e9)
-        client = parse_address(state.client).packed
-        if state.is_template:
-            made = dataplane.import_template(
-                installed.record,
-                client,
-                handle.id,
-                deadline,
-                state.state == ASSURED,
-                bool(state.flags & SYNC),
-                now,
-            )
-            return "created" if made else "refused"
-        return _OUTCOMES[
-            dataplane.import_record(
-                installed.record,
-                Protocol[state.protocol.upper()],
-                client,
-                state.client_port,
-                parse_address(state.virtual).packed,
-                state.virtual_port,
-                parse_address(state.source).packed,
-                state.source_port,
-                handle.id,
-                STATES.index(state.state),
-                deadline,
-                state.packets,
-                state.flags,
-                state.sequences,
-                now,
-            )
-        ]
+        installed, found = place
+        if not isinstance(found, tuple):
+            return _go_on(dataplane, state, installed, found, now)
+        # A kept server to which nothing was sent here: a destination, until it has a connection.
+        spec = installed.spec
+        member = DestinationSpec(*found, weight=0)
+        dataplane.update([replace(spec, destinations=(*spec.destinations, member))])
+        try:
+            installed = dataplane._installed[spec.key]
+            return _go_on(dataplane, state, installed, installed.handles[found], now)
+        finally:
+            dataplane.update([spec])
+
+
+def _go_on(
+    dataplane: Dataplane, state: ConnectionState, installed: Installed, handle: Handle, now: int
+) -> Imported:
+    deadline = now + int(state.expires_in * 1e9)
+    client = parse_address(state.client).packed
+    if state.is_template:
+        made = dataplane.import_template(
+            installed.record,
+            client,
+            handle.id,
+            deadline,
+            state.state == ASSURED,
+            bool(state.flags & SYNC),
+            now,
+        )
+        return "created" if made else "refused"
+    return _OUTCOMES[
+        dataplane.import_record(
+            installed.record,
+            Protocol[state.protocol.upper()],
+            client,
+            state.client_port,
+            parse_address(state.virtual).packed,
+            state.virtual_port,
+            parse_address(state.source).packed,
+            state.source_port,
+            handle.id,
+            STATES.index(state.state),
+            deadline,
+            state.packets,
+            state.flags,
+            state.sequences,
+            now,
+        )
+    ]
 
 
 def can_import(dataplane: Dataplane, state: ConnectionState) -> bool:
@@ -143,8 +160,12 @@ def can_import(dataplane: Dataplane, state: ConnectionState) -> bool:
         return not isinstance(_place_of(dataplane, state), str)
 
 
-def _place_of(dataplane: Dataplane, state: ConnectionState) -> tuple[Installed, Handle] | Missing:
-    """The service and destination of a connection, or what is missing."""
+def _place_of(
+    dataplane: Dataplane, state: ConnectionState
+) -> tuple[Installed, Handle | Endpoint] | Missing:
+    """The service and destination of a connection, or what is missing. The address and port of a
+    kept server that has no connections.
+    """
     key = _service_key(dataplane, state)
     installed = None if key is None else dataplane._installed.get(key)
     if installed is None:
@@ -156,7 +177,19 @@ def _place_of(dataplane: Dataplane, state: ConnectionState) -> tuple[Installed, 
     if handle is None and is_ftp(installed.spec) and state.is_template:
         handles = installed.handles.items()
         handle = next((handle for key, handle in handles if key[0] == destination), None)
-    return "no_destination" if handle is None else (installed, handle)
+    if handle is not None:
+        return installed, handle
+    # By other methods than masq it takes more to reach one than is known of it.
+    if not installed.spec.kept or state.is_template or state.flags & METHOD:
+        return "no_destination"
+    for endpoint in ((destination, state.destination_port), (destination, 0)):
+        if endpoint in installed.spec.kept:
+            dataplane._collect_drained()
+            for spec, member, handle in dataplane._drained.values():
+                if spec.key == key and (member.address, member.port) == endpoint:
+                    return installed, handle
+            return installed, endpoint
+    return "no_destination"
 
 
 def _service_key(dataplane: Dataplane, state: ConnectionState) -> Key | None:

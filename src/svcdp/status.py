@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from svcdp.types import Reason, ServiceSpec, Verdict
 
-#: In `ConnectionState.flags`; the method is in the lowest three bits (uapi/linux/ip_vs.h).
+#: In `ConnectionState.flags` (uapi/linux/ip_vs.h). The method's bits are 0 for masq.
+METHOD = 0x07
 SYNC = 0x20
 NOOUTPUT = 0x80
 INACTIVE = 0x100

@@ -393,6 +393,22 @@ def test_what_is_kept_is_let_go_of_when_its_flows_are_over() -> None:
     assert send(dataplane, CLUSTER_IP).destination == (B, 53)
 
 
+@pytest.mark.parametrize("to", ADDRESSES, ids=str)
+def test_a_flow_stays_over_a_restart(to: tuple[str, int]) -> None:
+    """kube-proxy's flows are the kernel's, and outlive it."""
+    client = POD if to == CLUSTER_IP else OUTSIDE
+    before, after = served(HERE), served(TERMINATES, B_HERE)
+    assert send(before, to, client).destination == (A, 53)
+    before.apply(resolve(objects(TERMINATES, B_HERE), NODE))
+    for state in before.export_connections():
+        assert after.import_connection(state) == "created"
+    kept = send(after, to, client)
+    assert (kept.reason, kept.destination) == (Reason.ESTABLISHED, (A, 53))
+    after.apply(resolve(objects(LEAVES, B_HERE), NODE))
+    moved = send(after, to, client)
+    assert (moved.reason, moved.destination) == (Reason.NEW, (B, 53))
+
+
 @pytest.mark.parametrize(
     ("after", "stays"),
     [

@@ -150,6 +150,43 @@ def test_connections_go_on_after_a_restart(
         assert len(daemon.get("connections")) == traffic.count
 
 
+def test_flows_of_an_endpoint_that_terminates_go_on_after_a_restart(
+    cluster: Topology, start: Start, folder: Path, tmp_path: Path, stack: ExitStack
+) -> None:
+    """It serves, so kube-proxy's conntrack entries would stay; new flows go to the other one."""
+    settings = ("--state-file", str(tmp_path / "connections"), *UNINTERRUPTED)
+    a, b, _ = cluster.servers
+
+    def flows() -> list[Flow]:
+        found = [Flow(cluster.client, (each, UDP_PORT)) for each in CLUSTER_IPS * 4]
+        for flow in found:
+            stack.callback(flow.close)
+        return found
+
+    with start(*settings) as daemon:
+        write_service(folder / "manifests", [a])
+        wait_until(lambda: usable(daemon) == {a.ipv4, a.ipv6}, TIMEOUT, "one endpoint")
+        before = flows()
+        write_service(folder / "manifests", [a, b], terminating=[a])
+        wait_until(lambda: usable(daemon) == {b.ipv4, b.ipv6}, TIMEOUT, "the other one")
+        assert {flow.ask() for flow in before} == {"a"}
+        assert daemon.stop() == 0
+    for _ in range(2):
+        with start(*settings) as daemon:
+            assert {flow.ask() for flow in before} == {"a"}
+            assert {flow.server for flow in flows()} == {"b"}
+            assert daemon.stop() == 0
+    with start(*settings):
+        write_service(folder / "manifests", [b])
+        wait_until(lambda: {flow.ask() for flow in before} == {"b"}, TIMEOUT, "it is gone")
+
+
+def usable(daemon: RunningDaemon) -> set[str]:
+    """Addresses of the UDP port's endpoints that get new flows."""
+    found = daemon.get("endpoints")
+    return {each["address"] for each in found if each["service"] == "web:echo"}
+
+
 def test_connections_go_on_after_a_crash(
     cluster: Topology, start: Start, tmp_path: Path, stack: ExitStack
 ) -> None:

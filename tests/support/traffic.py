@@ -42,8 +42,11 @@ def write_service(
     servers: Sequence[Server],
     weights: Mapping[str, int] | None = None,
     ports: tuple[int, int] = PORTS,
+    terminating: Sequence[Server] = (),
 ) -> None:
-    """Have one Service with these endpoints, in one step. ``weights`` are by server name."""
+    """Have one Service with these endpoints, in one step. ``weights`` are by server name. Those
+    that are ``terminating`` serve.
+    """
     texts = [f"{a}={(weights or {}).get(s.name, 1)}" for s in servers for a in (s.ipv4, s.ipv6)]
     service = {
         "apiVersion": "v1",
@@ -64,8 +67,20 @@ def write_service(
         {"name": "http", "protocol": "TCP", "port": ports[0]},
         {"name": "echo", "protocol": "UDP", "port": ports[1]},
     ]
+    conditions = [
+        {"ready": False, "serving": True, "terminating": True} if each in terminating else {}
+        for each in servers
+    ]
     slices = [
-        endpoint_slice("web", family, endpoint_ports, [{"addresses": [each]} for each in addresses])
+        endpoint_slice(
+            "web",
+            family,
+            endpoint_ports,
+            [
+                {"addresses": [address], "conditions": each}
+                for address, each in zip(addresses, conditions, strict=True)
+            ],
+        )
         for family, addresses in (
             ("IPv4", [server.ipv4 for server in servers]),
             ("IPv6", [server.ipv6 for server in servers]),

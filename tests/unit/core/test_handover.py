@@ -163,6 +163,68 @@ def test_what_has_no_place() -> None:
     assert bench.dp.stats().connections == 1
 
 
+KEPT = {"protocol": "udp", "on_removal": "expire", "kept": ((ONE.address, ONE.port),)}
+
+
+@pytest.mark.parametrize("fields", [{}, MASQUERADE], ids=["", "masquerade"])
+def test_a_flow_of_a_kept_server_goes_on(fields: dict[str, Any]) -> None:
+    """Of a server that is no destination any more, and never was one elsewhere."""
+    bench, other = Bench(), Bench(seed=2)
+    bench.serve(ONE, protocol="udp", **fields)
+    flows = {bench.send(port=port, protocol="udp").destination for port in (1, 2, 3)}
+    assert flows == {(ONE.address, ONE.port)}
+    bench.serve(TWO, **KEPT, **fields)
+    other.serve(TWO, **KEPT, **fields)
+    (before,) = other.dp.services()
+    for state in bench.dp.export_connections():
+        assert other.dp.can_import(state)
+        assert other.dp.import_connection(state) == "created"
+        assert other.dp.import_connection(state) == "updated"
+    assert other.dp.services() == [before]
+    assert ("udp", ONE.address, ONE.port) in other.dp.captures().real
+    for port in (1, 2, 3):
+        result = other.send(port=port, protocol="udp")
+        assert (result.reason, result.destination) == (Reason.ESTABLISHED, (ONE.address, ONE.port))
+        sent = wire.read(bytes(result.packet))
+        reply = wire.packet("udp", ONE.address, ONE.port, sent.source, sent.source_port)
+        assert other.dp.process(reply).next_hop == CLIENT[4]
+        assert other.dp.explain(f"udp {CLIENT[4]}:{port} -> {VIRTUAL[4]}:80").picked is not None
+    assert other.send(port=4, protocol="udp").destination == (TWO.address, TWO.port)
+    # Named no more: as if it had been a destination here.
+    other.serve(TWO, protocol="udp", **fields)
+    result = other.send(port=1, protocol="udp")
+    assert (result.reason, result.destination) == (Reason.NEW, (TWO.address, TWO.port))
+    other.dp.sweep()
+    assert ("udp", ONE.address, ONE.port) not in other.dp.captures().real
+
+
+def test_a_kept_server_of_a_range() -> None:
+    bench, other = Bench(), Bench(seed=2)
+    one, two = replace(ONE, port=0), replace(TWO, port=0)
+    ports = {"protocol": "udp", "port": 50, "last_port": 100}
+    bench.serve(one, **ports)
+    bench.send(protocol="udp")
+    other.serve(two, **ports, kept=((ONE.address, 0),))
+    (state,) = bench.dp.export_connections()
+    assert other.dp.import_connection(state) == "created"
+    result = other.send(protocol="udp")
+    assert (result.reason, result.next_hop) == (Reason.ESTABLISHED, ONE.address)
+
+
+@pytest.mark.parametrize("kind", ["direct", "tunnel"])
+def test_a_kept_server_that_is_reached_otherwise(kind: str) -> None:
+    """How, only a destination says."""
+    destination, fields = KINDS[kind]
+    bench, other = Bench(), Bench(seed=2)
+    fields = {**fields, "protocol": "udp"}
+    bench.serve(destination, **fields)
+    send(bench, fields, "")
+    (state,) = bench.dp.export_connections()
+    other.serve(**fields, kept=((destination.address, 80),))
+    assert not other.dp.can_import(state)
+    assert other.dp.import_connection(state) == "no_destination"
+
+
 def test_a_bound_client_stays_bound() -> None:
     first, second = running("persistent"), Bench()
     second.serve(ONE, TWO, persistence=100)
