@@ -90,8 +90,8 @@ def parse_flow(text: str) -> Flow:
 
 
 def normal_flow(flow: Flow) -> Flow:
-    if flow.protocol in ("fwmark", "any"):
-        raise ConfigError(f"flow {flow}: packets have another protocol")
+    if flow.protocol not in ("tcp", "udp", "sctp"):
+        raise ConfigError(f"flow {flow}: protocol {flow.protocol!r} is none of tcp, udp, sctp")
     destination, destination_port, protocol = check_key(
         flow.destination, flow.destination_port, flow.protocol
     )

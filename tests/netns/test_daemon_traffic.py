@@ -106,6 +106,37 @@ def test_verbs(daemon: RunningDaemon, stage: Stage) -> None:
     assert all(item["destination"] in {b.ipv4 for b in stage.backends[:2]} for item in items)
 
 
+def test_trace_says_what_the_daemon_does(daemon: RunningDaemon, stage: Stage) -> None:
+    """By what is in force and what it knows: no folder is read."""
+    address = WEB.cluster_ips[0]
+
+    def trace(flow: str, *more: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "svcdp", "trace", flow, *more]
+        command += ["--admin-socket", str(daemon.folder / "run" / "admin.sock")]
+        result = subprocess.run(command, capture_output=True, text=True)
+        return result.returncode, result.stdout + result.stderr
+
+    for each in (stage.client, stage.node):
+        ask_web(each, 3)
+    known = next(each for each in daemon.get("connections") if each["virtual"] == address)
+    flow = f"tcp {known['client']}:{known['clientPort']} -> {address}:{WEB.port}"
+    status, said = trace(flow)
+    assert status == 0
+    assert "known connection" in said or "picks among 2" in said
+    status, said = trace(f"tcp {known['client']}:7 -> {address}:{WEB.port}", "-o", "json")
+    found = json.loads(said)
+    assert (status, found["action"]) == (0, "forward")
+    servers = {each.ipv4 for each in stage.backends[:2]}
+    assert {each["address"] for each in found["destinations"]} == servers
+    write(daemon.folder / "manifests", [])
+    wait_until(lambda: json.loads(trace(flow, "-o", "json")[1])["action"] == "reject", TIMEOUT,
+               "nobody serves")  # fmt: skip
+    for wrong in ("somewhere", flow.replace("tcp", "icmp")):
+        status, said = trace(wrong)
+        assert status == 2
+        assert said.startswith("error: flow ")
+
+
 def test_a_bad_manifest_keeps_the_last_good_state(daemon: RunningDaemon, stage: Stage) -> None:
     file = daemon.folder / "manifests" / "web.json"
     good = file.read_text()

@@ -14,13 +14,20 @@ __all__ = ["OFFLINE", "config_options", "manifests_option", "node_option", "outp
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 OFFLINE = (
+    "zone",
     "addresses",
     "primary_addresses",
     "pod_cidrs",
+    "detect_local_mode",
+    "pod_interface",
+    "pod_mark",
     "service_cidrs",
+    "service_node_port_range",
+    "allocations_file",
     "service_proxy_name",
     "scheduler",
     "node_port_addresses",
+    "localhost_node_ports",
     "masquerade_all",
     "masquerade_ports",
 )

@@ -406,6 +406,7 @@ class _Daemon:
             ),
             "environment": lambda request: views.environment(sync, request),
             "connections": lambda request: views.connections(self._dataplane, request),
+            "explanation": lambda request: views.explanation(self._dataplane, request),
             "pods": lambda request: views.pods(sync, request),
             "queues": lambda request: views.queues(self._workers),
             "peers": lambda request: peers(self._peers),

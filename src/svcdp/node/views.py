@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from svcdp.discovery import env
-from svcdp.errors import ManifestError
+from svcdp.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
     from svcdp.dataplane import Dataplane
@@ -23,6 +23,7 @@ __all__ = [
     "description",
     "endpoints",
     "environment",
+    "explanation",
     "pods",
     "queues",
     "services",
@@ -243,6 +244,31 @@ def connections(dataplane: Dataplane, request: Request) -> Iterator[Item]:
             "expiresIn": connection.expires_in,
             "packets": connection.packets,
         }
+
+
+def explanation(dataplane: Dataplane, request: Request) -> Iterator[Item]:
+    """What would become of the first packet of the ``flow``, with a firewall ``mark``."""
+    flow, mark = request.get("flow"), request.get("mark", 0)
+    if not isinstance(flow, str) or not isinstance(mark, int) or not 0 <= mark < 1 << 32:
+        raise ConfigError("say the flow as text, and the mark as a number of 32 bits")
+    found = dataplane.explain(flow, mark)
+    picked = found.picked
+    yield {
+        "action": found.action,
+        "service": str(found.service) if found.service else None,
+        "destinations": [
+            {
+                "address": destination.address,
+                "port": destination.port,
+                "weight": destination.weight,
+                "method": destination.method,
+                "masquerade": destination.masquerade,
+            }
+            for destination in found.destinations
+        ],
+        "picked": None if picked is None else {"address": picked.address, "port": picked.port},
+        "reasons": list(found.reasons),
+    }
 
 
 def pods(sync: Sync, request: Request) -> Iterator[Item]:

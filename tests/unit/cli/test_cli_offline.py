@@ -39,6 +39,46 @@ def test_trace_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (answer["action"], answer["service"], answer["destinations"]) == ("pass", None, [])
 
 
+def test_trace_by_all_that_decides(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Zones, Pods that are told by their interface, and what was allocated."""
+
+    def hinted(address: str, zone: str) -> dict[str, object]:
+        return {"addresses": [address], "hints": {"forZones": [{"name": zone}]}}
+
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web"},
+        "spec": {"type": "NodePort", "clusterIP": "10.96.0.10", "ports": [{"port": 80}]},
+    }
+    endpoints = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "", "port": 8080}],
+        "endpoints": [hinted("10.1.1.1", "a"), hinted("10.1.1.2", "b")],
+    }
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    for each in (service, endpoints):
+        (manifests / f"{each['kind']}.json").write_text(json.dumps(each))
+    node = ["--addresses", "192.0.2.1", "--zone", "b", "--detect-local-mode", "BridgeInterface"]
+    node += ["--pod-interface", "cni0", "--service-node-port-range", "31000-31000"]
+
+    def traced(flow: str, *more: str) -> list[tuple[str, bool]]:
+        assert run(["trace", flow, "-f", str(manifests), *node, *more, "-o", "json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return [(each["address"], each["masquerade"]) for each in found["destinations"]]
+
+    flow = "tcp 10.1.9.9:4000 -> 10.96.0.10:80"
+    assert traced(flow) == [("10.1.1.2", True)]
+    assert traced(flow, "--mark", "0x80000") == [("10.1.1.2", False)]
+    assert traced("tcp 10.1.9.9:4000 -> 192.0.2.1:31000") == [("10.1.1.2", True)]
+    assert run(["trace", flow, "-f", str(manifests), *node, "--mark", "blue"]) == 2
+    assert "'blue' is no number such as 0x80000" in capsys.readouterr().err
+
+
 def test_trace_refuses_what_is_no_flow(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["trace", "somewhere", "-f", MANIFESTS]) == 2
     assert capsys.readouterr().err.startswith("error: flow 'somewhere': write it like")
