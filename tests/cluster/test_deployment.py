@@ -193,6 +193,10 @@ def test_a_node_serves_what_kubectl_makes(cluster: Cluster) -> None:
     config.write_text(objects()["ConfigMap"]["data"]["node.yaml"])
     arguments = [str(config) if each.endswith(".yaml") else each for each in container()["args"]]
     with cluster.daemon(*arguments) as daemon:
+        # As of kube-proxy, kubectl says when it began.
+        wait_until(
+            lambda: "Starting" in plane.kubectl("describe", "node", NODE), TIMEOUT, "its Event"
+        )
         # Of the networks that ServiceCIDRs say: nobody is there.
         assert cluster.hears() == "silence"
         plane.apply(service(**{"svcdp.io/scheduler": "best"}))

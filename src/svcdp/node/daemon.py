@@ -19,6 +19,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
+from svcdp._version import __version__
 from svcdp.dataplane import Dataplane
 from svcdp.errors import ConfigError, SvcdpError
 from svcdp.io import netns
@@ -28,6 +29,7 @@ from svcdp.kube.allocations import AllocatingSource
 from svcdp.kube.allocationsfile import AllocationsFile
 from svcdp.kube.balancers import BalancingSource
 from svcdp.kube.events import Event
+from svcdp.kube.model import ObjectKey
 from svcdp.kube.publisher import EventPublisher
 from svcdp.modes.nfqueue import NfqueueMode
 from svcdp.node import views
@@ -271,6 +273,10 @@ class _Daemon:
             if localhost is not None:
                 localhost.listen()
             notify("READY=1")
+            if publisher is not None:
+                # As of kube-proxy.
+                own = ObjectKey("Node", "", config.node_name)
+                publisher.record(Event(own, "Starting", f"svcdp {__version__}", "Normal"))
             log.info(
                 "serving",
                 extra={
