@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import click
 
 from svcdp.cli.options import config_options, output_option
-from svcdp.cli.printers import Item, age, document, endpoint, table
+from svcdp.cli.printers import Item, age, document, endpoint, shown, table
 from svcdp.errors import NotFoundError
 from svcdp.node.client import AdminClient
 from svcdp.node.config import load
@@ -16,6 +16,7 @@ from svcdp.node.config import load
 __all__ = ["command"]
 
 ENDPOINTS_SHOWN = 3  # of a port, as kubectl does
+ANNOTATION_WIDTH = 140  # as well
 WIDTH = 26  # of the left column
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 NONE = "<none>"
@@ -49,7 +50,7 @@ def command(
         click.echo(document(item, output))
         return
     for label, value in _lines(item):
-        click.echo(f"{label + ':' if label else '':{WIDTH}}{value}".rstrip())
+        click.echo(f"{label + ':' if label else '':{WIDTH}}{shown(value)}".rstrip())
     if item["destinations"]:
         click.echo()
         click.echo(_destinations(item))
@@ -59,9 +60,8 @@ def _lines(item: Item) -> Iterator[tuple[str, str]]:
     """In kubectl's order (describe.go, describeService)."""
     yield "Name", item["name"]
     yield "Namespace", item["namespace"]
-    yield from _pairs("Labels", item["labels"], "=")
-    annotations = {k: v for k, v in item["annotations"].items() if k != LAST_APPLIED}
-    yield from _pairs("Annotations", annotations, ": ")
+    yield from _lines_of("Labels", (f"{k}={v}" for k, v in sorted(item["labels"].items())))
+    yield from _lines_of("Annotations", _annotations(item["annotations"]))
     yield "Selector", ",".join(f"{k}={v}" for k, v in sorted(item["selector"].items())) or NONE
     yield "Type", item["type"]
     if item["ipFamilyPolicy"]:
@@ -71,17 +71,21 @@ def _lines(item: Item) -> Iterator[tuple[str, str]]:
     yield "IPs", ",".join(item["clusterIPs"]) or NONE
     if item["externalIPs"]:
         yield "External IPs", ",".join(item["externalIPs"])
+    if item["loadBalancerIP"]:
+        yield "Desired LoadBalancer IP", item["loadBalancerIP"]
+    if item["externalName"]:
+        yield "External Name", item["externalName"]
     if item["loadBalancerIngress"]:
         yield "LoadBalancer Ingress", ", ".join(item["loadBalancerIngress"])
     if item["announcedBy"]:
         found = item["announcedBy"].items()
         yield "Announced By", ", ".join(f"{node} ({address})" for address, node in found)
-    if item["externalName"]:
-        yield "External Name", item["externalName"]
     for port in item["ports"]:
         name = port["name"] or "<unset>"
         yield "Port", f"{name}  {port['port']}/{port['protocol']}"
         yield "TargetPort", f"{port['targetPort']}/{port['protocol']}"
+        if port["appProtocol"]:
+            yield "AppProtocol", port["appProtocol"]
         if port["nodePort"]:
             yield "NodePort", f"{name}  {port['nodePort']}/{port['protocol']}"
         yield "Endpoints", _some(port["endpoints"])
@@ -95,17 +99,31 @@ def _lines(item: Item) -> Iterator[tuple[str, str]]:
             yield label, str(item[key])
     if item["loadBalancerSourceRanges"]:
         yield "LoadBalancer Source Ranges", ",".join(item["loadBalancerSourceRanges"])
+    if item["trafficDistribution"]:
+        yield "Traffic Distribution", item["trafficDistribution"]
     yield "Scheduler", ",".join(item["schedulers"]) or NONE
-    problems = item["problems"] or [NONE]
-    yield "Problems", problems[0]
-    yield from (("", problem) for problem in problems[1:])
+    yield from _lines_of("Problems", item["problems"])
 
 
-def _pairs(label: str, found: Mapping[str, str], between: str) -> Iterator[tuple[str, str]]:
-    """A line each; texts of several lines in one."""
-    lines = [f"{key}{between}{' '.join(value.split())}" for key, value in sorted(found.items())]
-    yield label, next(iter(lines), NONE)
-    yield from (("", line) for line in lines[1:])
+def _lines_of(label: str, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    first, *rest = [*texts] or [NONE]
+    yield label, first
+    yield from (("", text) for text in rest)
+
+
+def _annotations(found: Mapping[str, str]) -> Iterator[str]:
+    """A line each. Long ones and those of several lines are below their key, and cut."""
+    for key, value in sorted(found.items()):
+        lines = value.removesuffix("\n").split("\n")
+        if key == LAST_APPLIED:
+            continue
+        if len(lines) == 1 and len(f"{key}: {lines[0]}") <= ANNOTATION_WIDTH:
+            yield f"{key}: {lines[0]}"
+            continue
+        yield f"{key}:"
+        for line in lines:
+            cut = line[: ANNOTATION_WIDTH - 2]
+            yield f"  {cut}" + ("..." if cut != line else "")
 
 
 def _some(endpoints: list[str]) -> str:

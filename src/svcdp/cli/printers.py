@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Column", "Item", "age", "document", "endpoint", "note", "table"]
+__all__ = ["Column", "Item", "age", "document", "endpoint", "note", "shown", "table"]
 
 Item = Mapping[str, Any]
 
@@ -41,12 +41,29 @@ class Column:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns as wide as their widest cell and three spaces apart. Empty ``headers``: none."""
-    lines = [list(map(str, row)) for row in ([headers] if headers else []) + list(rows)]
+    lines = [
+        [shown(str(cell)) for cell in row] for row in ([headers] if headers else []) + list(rows)
+    ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def shown(text: str) -> str:
+    """The text in a line, for a terminal, which obeys nothing that somebody wrote into it.
+
+    Escape is ``^[`` and carriage return ``\\r``, as kubectl has them (terminal.go); what else is
+    not printable is written as in Python.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else _escape(each) for each in text)
+
+
+def _escape(character: str) -> str:
+    return "^[" if character == "\x1b" else repr(character)[1:-1]
 
 
 def document(value: object, output: str) -> str:
@@ -64,6 +81,8 @@ def age(seconds: float) -> str:
     The limits are those of ``k8s.io/apimachinery/pkg/util/duration.HumanDuration``.
     """
     whole = int(seconds)
+    if whole < 0:  # of another host's clock
+        return "0s" if whole == -1 else "<invalid>"
     big, small = next(units for limit, units in _AGES if whole < limit)
     count, rest = divmod(whole, _SECONDS[big])
     detail = rest // _SECONDS[small] if small else 0

@@ -116,7 +116,7 @@ class ObjectMeta(_Record, frozen=True):
 
 class ServicePort(_Record, frozen=True):
     """One port of a Service. ``target_port``, a number or a name, is for those who make slices:
-    a proxy goes by the numbers in these.
+    a proxy goes by the numbers in these. ``app_protocol`` is shown only.
     """
 
     port: PortNumber
@@ -124,6 +124,7 @@ class ServicePort(_Record, frozen=True):
     protocol: TransportProtocol | None = None
     target_port: OptionalPortNumber | str | None = None
     node_port: OptionalPortNumber | None = None
+    app_protocol: str | None = None
 
 
 class ClientIPConfig(_Record, frozen=True):

@@ -95,12 +95,14 @@ def description(
                 ready.setdefault(key, []).append(_place(each.address, each.port))
         for port, shown in zip(spec.ports or (), item["ports"], strict=True):
             shown["targetPort"] = port.target_port or port.port
+            shown["appProtocol"] = port.app_protocol
             shown["endpoints"] = ready.get((shown["name"], shown["protocol"]), [])
         yield item | {
             "labels": service.metadata.labels or {},
             "annotations": service.metadata.annotations or {},
             "ipFamilyPolicy": spec.ip_family_policy,
             "ipFamilies": list(spec.ip_families or ()),
+            "loadBalancerIP": spec.load_balancer_ip or "",
             "loadBalancerIngress": _load_balancer_ingress(service),
             "announcedBy": {
                 each.ip: node for each in _ingress(service) if each.ip and (node := owner(each.ip))
@@ -110,6 +112,7 @@ def description(
             "internalTrafficPolicy": spec.internal_traffic_policy,
             "healthCheckNodePort": spec.health_check_node_port or None,
             "loadBalancerSourceRanges": list(spec.load_balancer_source_ranges or ()),
+            "trafficDistribution": spec.traffic_distribution,
             "problems": [
                 str(problem)
                 for problem in sync.problems

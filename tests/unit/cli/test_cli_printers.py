@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from svcdp.cli.printers import age, document, table
+from svcdp.cli.printers import age, document, shown, table
 
 
 def test_table() -> None:
@@ -17,8 +17,24 @@ def test_table() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("größe 大", "größe 大"),
+        ("\x1b[2J\r", "^[[2J\\r"),
+        ("a\nb\tc\x07\x9b\u202e", "a\\nb\\tc\\x07\\x9b\\u202e"),
+        ("\ud800", "\\ud800"),  # of JSON; no terminal's encoding has it
+    ],
+)
+def test_nothing_commands_the_terminal(text: str, line: str) -> None:
+    assert shown(text) == table([], [[text]]) == line
+
+
+@pytest.mark.parametrize(
     ("seconds", "text"),
     [
+        (-3600, "<invalid>"),
+        (-2, "<invalid>"),
+        (-1, "0s"),
         # The cases of k8s.io/apimachinery/pkg/util/duration/duration_test.go.
         (0, "0s"),
         (1.9, "1s"),
