@@ -43,12 +43,13 @@ PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
-_SUBDOMAIN = msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)
-_LABEL_OR_EMPTY = msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$", max_length=63)
+# \Z, since $ lets a newline follow.
+_SUBDOMAIN = msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?\Z", max_length=253)
+_LABEL_OR_EMPTY = msgspec.Meta(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?\Z", max_length=63)
 
 # What the API admits and DNS can say (RFC 1035, 2.3.1), with the dot at the end or without.
 _EXTERNAL_NAME = msgspec.Meta(
-    pattern=r"^([A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?(\.|$))*$", max_length=253
+    pattern=r"^([A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?(\.|\Z))*\Z", max_length=253
 )
 
 Name = Annotated[str, _SUBDOMAIN]

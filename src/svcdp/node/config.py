@@ -119,7 +119,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_key):
     service_proxy_name: Annotated[
         str,
         Meta(
-            pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$",
+            pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?\Z",
             description="serve only Services whose label service.kubernetes.io/service-proxy-name"
             " says so, beside another proxy",
         ),
