@@ -13,6 +13,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple
 
 import dns.exception
 import dns.flags
@@ -26,7 +27,7 @@ from dns.rdatatype import RdataType
 from dns.rrset import RRset
 
 from svcdp.discovery.limits import LOCAL_NETWORKS, RateLimiter, is_within
-from svcdp.discovery.names import RECORD_HEAD, Answer
+from svcdp.discovery.names import RECORD_HEAD, Answer, Key
 from svcdp.discovery.resolver import Resolver
 from svcdp.discovery.upstream import PAYLOAD
 from svcdp.errors import PlatformError
@@ -47,7 +48,6 @@ BATCH = 32  # datagrams taken before others have their turn
 BUFFER = 1 << 20  # bytes of datagrams that the kernel keeps for us
 READY = 16384  # responses of ours that are kept as they went out
 READY_MAX = 512  # bytes of each
-DENIALS = 4096  # of which parts are kept, of some 100 bytes each
 RECORDS = 8  # take as long as another question
 SHORTEST = 16  # bytes of the shortest record of an address, its name compressed
 UDP_MIN = 512  # bytes that every client takes (RFC 1035, 4.2.1)
@@ -91,9 +91,9 @@ class DnsServer:
         self._waiting_of: Counter[str] = Counter()
         self._streams: dict[asyncio.Task[None], str] = {}
         self._streams_of: Counter[str] = Counter()
-        self._ready: dict[tuple[bytes, str, bool], tuple[Rcode, bytes]] = {}
-        self._ready_serial = 0
+        self._ready: dict[tuple[bytes, str, bool], _Ready] = {}
         self._denials: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
+        self._denials_of = 0  # how many changes of names there had been
         self.queries: Counter[str] = Counter()
         self.responses: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
@@ -225,15 +225,16 @@ class DnsServer:
         """The response to the same question, byte by byte but for its number, if it still holds:
         Pods ask for the same again and again.
         """
-        if self._ready_serial != self.resolver.names.serial:
-            self._ready.clear()
-            self._ready_serial = self.resolver.names.serial
-        found = self._ready.get((wire[2:], protocol, self._may_recurse(client)))
+        key = wire[2:], protocol, self._may_recurse(client)
+        found = self._ready.get(key)
         if found is None:
             return None
-        rcode, response = found
-        self.responses[rcode.name] += 1
-        return wire[:2] + response
+        names = self.resolver.names
+        if found.since != names.changes and not names.holds(found.about, found.since):
+            del self._ready[key]
+            return None
+        self.responses[found.rcode.name] += 1
+        return wire[:2] + found.response
 
     def _answer(
         self, query: Message, wire: bytes, client: str, protocol: str
@@ -268,7 +269,9 @@ class DnsServer:
             is_one = max(map(len, found.answer), default=0) <= 1
             is_short = max(len(wire), len(response)) <= READY_MAX
             if found.is_own and is_one and is_short and not self._log_queries:
-                self._ready[wire[2:], protocol, can_recurse] = found.rcode, response[2:]
+                self._ready[wire[2:], protocol, can_recurse] = _Ready(
+                    found.rcode, response[2:], found.told_of(name), self.resolver.names.changes
+                )
                 if len(self._ready) > READY:
                     del self._ready[next(iter(self._ready))]
             return response
@@ -291,12 +294,13 @@ class DnsServer:
         [question] = query.question
         asked = (question.name.to_wire() or b"") + _QUESTION.pack(question.rdtype, question.rdclass)
         flags = query.flags & dns.flags.RD, query.edns >= 0, can_recurse
-        shape = answer.rcode, len(asked), flags, self.resolver.names.serial
+        shape = answer.rcode, len(asked), flags
+        if self._denials_of != self.resolver.names.changes:
+            self._denials.clear()  # they tell the zone's serial
+            self._denials_of = self.resolver.names.changes
         if (denial := self._denials.get(shape)) is None:
             wire = self._render(query, answer, protocol, can_recurse)
             denial = wire[2 : _HEADER.size], wire[_HEADER.size + len(asked) :]
-            if len(self._denials) >= DENIALS:
-                self._denials.clear()
             self._denials[shape] = denial
         head, tail = denial
         return query.id.to_bytes(2) + head + asked + tail
@@ -328,6 +332,17 @@ class DnsServer:
         number, flags, *_ = _HEADER.unpack_from(wire)
         kept = flags & (0x7800 | dns.flags.RD)  # the opcode (RFC 1035, 4.1.1)
         return _HEADER.pack(number, dns.flags.QR | kept | rcode, 0, 0, 0, 0)
+
+
+class _Ready(NamedTuple):
+    """A response that went out, without its number. ``about`` and ``since`` as of
+    :meth:`svcdp.discovery.names.Names.holds`.
+    """
+
+    rcode: Rcode
+    response: bytes
+    about: frozenset[Key]
+    since: int
 
 
 def _fitting(rrsets: Iterable[RRset], room: int) -> list[RRset]:

@@ -45,11 +45,17 @@ ZONE_MAX = 255 - 3 * 64 - 4
 ANSWER_MAX = 48 << 10  # bytes
 RECORD_HEAD = 12  #: bytes of a record whose name is compressed (RFC 1035, 3.2.1)
 ADDITIONAL_MAX = 64  # addresses told besides, or none: who needs more of them asks
+CHANGED_MAX = 1 << 16  # names of which it is known when they changed
 
 Key = tuple[bytes, ...]
 """The labels of a name, in lower case."""
+Record = tuple[Any, ...]
+"""A type and the fields of dnspython's class for it, which is slow to make and to compare."""
 
 _IN = RdataClass.IN
+_KINDS: dict[RdataType, Any] = {
+    RdataType[each.__name__]: each for each in (A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT)
+}
 _REFRESH, _RETRY, _EXPIRE = 7200, 1800, 86400  # seconds; for secondaries, of which there are none
 _IPV4 = re.compile(r"[0-9]+(\.[0-9]+){3}")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -78,6 +84,16 @@ class Answer:
                 return record.target
         return None
 
+    def told_of(self, name: Name) -> frozenset[Key]:
+        """Whose records it was made of, or their absence, as the answer for a ``name``."""
+        targets = [
+            record.target
+            for rrset in self.answer
+            for record in rrset
+            if isinstance(record, CNAME | SRV | NS | PTR)
+        ]
+        return frozenset(map(key_of, [name, *targets]))
+
 
 class Names:
     """What Services and their EndpointSlices are called, below a zone and by address.
@@ -91,29 +107,40 @@ class Names:
         self._server = Name((b"ns", b"dns", *self.zone.labels))
         self._mailbox = Name((b"hostmaster", *self.zone.labels))
         self._zone_soa: tuple[int, RRset] | None = None  # for which serial
-        #: Another one after each change of names.
-        self.serial = 1
+        #: How many changes of names there were, and one.
+        self.changes = 1
+        # What it was after the last change of each name, or of what is below it; and since when
+        # that is known.
+        self._changed: dict[Key, int] = {}
+        self._known_since = 1
         # By name and by whose they are: several Services may have endpoints of one address.
-        self._records: dict[Key, dict[ServiceRef, list[Rdata]]] = {}
+        self._records: dict[Key, dict[ServiceRef, list[Record]]] = {}
         self._held: dict[ServiceRef, list[Key]] = {}
-        self._services: dict[ServiceRef, Service] = {}
         self._below: Counter[Key] = Counter()  # names with records below a name of the zone
         self._put(_NOBODY, self._own_records(addresses))
+
+    @property
+    def serial(self) -> int:
+        """The zone's: another one after each change of names."""
+        return self.changes & 0xFFFFFFFF
 
     def replace(
         self, ref: ServiceRef, service: Service | None, slices: Sequence[EndpointSlice]
     ) -> None:
         """Let the names of a Service be these: ``slices`` are those that name it."""
-        if service is None:
-            self._services.pop(ref, None)
-        elif self._services.get(ref) == service and service.spec.cluster_ip != "None":
-            return  # its endpoints have no names
-        else:
-            self._services[ref] = service
-        self.serial = (self.serial + 1) & 0xFFFFFFFF
-        self._drop(ref)
-        if service is not None and _LABEL.fullmatch(ref.name) and _LABEL.fullmatch(ref.namespace):
+        has_names = _LABEL.fullmatch(ref.name) and _LABEL.fullmatch(ref.namespace)
+        if service is not None and has_names:
             self._put(ref, self._service_records(service, slices))
+        else:
+            self._put(ref, ())
+
+    def holds(self, keys: Iterable[Key], since: int) -> bool:
+        """Whether what was said of these names is still so, said when ``changes`` was ``since``.
+        Only the serial of a denial may have become another one.
+        """
+        return since >= self._known_since and all(
+            self._changed.get(key, 0) <= since for key in keys
+        )
 
     def lookup(self, name: Name, rdtype: RdataType) -> Answer | None:
         """What the cluster says of a name; None: it is not of the cluster.
@@ -130,12 +157,14 @@ class Names:
         if found is None:
             return self._deny(key, Rcode.NOERROR if self._below[key] else Rcode.NXDOMAIN)
         records = [each for held in found.values() for each in held]
-        chosen = [each for each in records if each.rdtype in (rdtype, RdataType.CNAME)]
+        if rdtype == RdataType.ANY:
+            rdtype = records[0][0]  # some of them are enough (RFC 8482, 4.1)
+        chosen = [each for each in records if each[0] in (rdtype, RdataType.CNAME)]
         if not chosen and is_inside:
             return self._deny(key, Rcode.NOERROR)
         if not chosen:  # the owner of a SOA record is a name at or above
             return Answer(authority=(self._soa(name),), is_own=True)
-        length = len(chosen[0].to_wire() or b"") + RECORD_HEAD
+        length = len(_rdata(chosen[0]).to_wire() or b"") + RECORD_HEAD
         # In any order: some clients take the first, always.
         chosen = random.sample(chosen, min(len(chosen), ANSWER_MAX // length))
         additional = tuple(self._targets(chosen))
@@ -145,25 +174,44 @@ class Names:
         """Whether a name is the zone's, or below."""
         return key[-len(self._apex) :] == self._apex
 
-    def _put(self, ref: ServiceRef, records: Iterable[tuple[Key, Rdata]]) -> None:
+    def _put(self, ref: ServiceRef, records: Iterable[tuple[Key, Record]]) -> None:
+        """Let these be all records of one."""
+        after: dict[Key, list[Record]] = {}
         for key, record in records:
+            after.setdefault(key, []).append(record)
+        before = {key: self._records[key][ref] for key in self._held.get(ref, ())}
+        changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+        if not changed:
+            return
+        self.changes += 1
+        touched = [self._apex]
+        for key in changed:
+            touched.append(key)
+            if key not in before or key not in after:
+                touched += self._count_below(key, 1 if key in after else -1)
             owners = self._records.setdefault(key, {})
-            if ref not in owners:
-                owners[ref] = []
-                self._held.setdefault(ref, []).append(key)
-                self._below.update(self._above(key))
-            owners[ref].append(record)
-
-    def _drop(self, ref: ServiceRef) -> None:
-        for key in self._held.pop(ref, ()):
-            owners = self._records[key]
+            if key in after:
+                owners[ref] = after[key]
+                continue
             del owners[ref]
             if not owners:
                 del self._records[key]
-            for each in self._above(key):
-                self._below[each] -= 1
-                if not self._below[each]:
-                    del self._below[each]
+        self._held[ref] = [*after]
+        if not after:
+            del self._held[ref]
+        self._changed.update(dict.fromkeys(touched, self.changes))
+        if len(self._changed) > CHANGED_MAX:
+            self._changed.clear()
+            self._known_since = self.changes
+
+    def _count_below(self, key: Key, number: int) -> list[Key]:
+        """One more or less has records of this name: of which others that says something."""
+        above = self._above(key)
+        for each in above:
+            self._below[each] += number
+            if not self._below[each]:
+                del self._below[each]
+        return above
 
     def _above(self, key: Key) -> list[Key]:
         """The names between a name and the zone's."""
@@ -183,44 +231,45 @@ class Names:
 
     def _soa(self, owner: Name) -> RRset:
         times = (_REFRESH, _RETRY, _EXPIRE, TTL)
-        return _rrset(owner, [_record(SOA, self._server, self._mailbox, self.serial, *times)])
+        soa = (RdataType.SOA, self._server, self._mailbox, self.serial, *times)
+        return _rrset(owner, [soa])
 
-    def _targets(self, records: Iterable[Rdata]) -> Iterator[RRset]:
+    def _targets(self, records: Iterable[Record]) -> Iterator[RRset]:
         """The addresses of what SRV and NS records name, unless they are too many."""
         room = ADDITIONAL_MAX
-        targets = dict.fromkeys(each.target for each in records if isinstance(each, SRV | NS))
+        targets = dict.fromkeys(
+            each[-1] for each in records if each[0] in (RdataType.SRV, RdataType.NS)
+        )
         for target in targets if len(targets) <= room else ():
             found = self._records.get(key_of(target), {})
-            for kind in (A, AAAA):
-                addresses = [
-                    each for held in found.values() for each in held if isinstance(each, kind)
-                ]
+            for kind in (RdataType.A, RdataType.AAAA):
+                addresses = [each for held in found.values() for each in held if each[0] == kind]
                 room -= len(addresses)
                 if addresses and room >= 0:
                     yield _rrset(target, addresses)
 
-    def _own_records(self, addresses: Iterable[str]) -> Iterator[tuple[Key, Rdata]]:
-        yield self._apex, _record(NS, self._server)
-        yield (b"dns-version", *self._apex), _record(TXT, [SCHEMA.encode()])
+    def _own_records(self, addresses: Iterable[str]) -> Iterator[tuple[Key, Record]]:
+        yield self._apex, (RdataType.NS, self._server)
+        yield (b"dns-version", *self._apex), (RdataType.TXT, (SCHEMA.encode(),))
         for address in addresses:
             yield key_of(self._server), _address(address)
 
     def _service_records(
         self, service: Service, slices: Iterable[EndpointSlice]
-    ) -> Iterator[tuple[Key, Rdata]]:
+    ) -> Iterator[tuple[Key, Record]]:
         spec, ref = service.spec, service.ref
         name = Name((ref.name.encode(), ref.namespace.encode(), b"svc", *self.zone.labels))
         if spec.type == "ExternalName":
             # CoreDNS gives no name either to what looks like an address.
             if spec.external_name and not _IPV4.fullmatch(spec.external_name):
                 target = dns.name.from_text(spec.external_name)
-                yield key_of(name), _record(CNAME, target)
+                yield key_of(name), (RdataType.CNAME, target)
         elif spec.cluster_ip == "None":
             yield from _headless(name, service, slices)
         elif spec.cluster_ip:
             for address in cluster_ips(service).values():
                 yield key_of(name), _address(address)
-                yield _reverse(address), _record(PTR, name)
+                yield _reverse(address), (RdataType.PTR, name)
             for port in spec.ports or ():
                 record = _srv(port.port, name)
                 yield key_of(name), record  # also of ports without names, as CoreDNS has it
@@ -249,7 +298,7 @@ def _zone(text: str) -> Name:
 
 def _headless(
     name: Name, service: Service, slices: Iterable[EndpointSlice]
-) -> Iterator[tuple[Key, Rdata]]:
+) -> Iterator[tuple[Key, Record]]:
     """Of the endpoints that are ready, or of all. A port is the endpoint's own: clients connect
     to that, whatever the Service calls it.
     """
@@ -278,7 +327,7 @@ def _headless(
         yield key_of(name), _address(address)
     for target, address in own:
         yield key_of(target), _address(address)
-        yield _reverse(address), _record(PTR, target)
+        yield _reverse(address), (RdataType.PTR, target)
     for key, number, target in served:
         yield key, _srv(number, target)
 
@@ -292,28 +341,28 @@ def _service(name: Name, port: str, protocol: str | None) -> Key:
     return (f"_{port}".encode(), f"_{protocol or 'TCP'}".lower().encode(), *key_of(name))
 
 
-def _srv(port: int, target: Name) -> Rdata:
+def _srv(port: int, target: Name) -> Record:
     """Equal weights, not 0: then the first would be everybody's (RFC 2782)."""
-    return _record(SRV, 0, 1, port, target)
+    return (RdataType.SRV, 0, 1, port, target)
 
 
 def _reverse(address: str) -> Key:
     return key_of(dns.reversename.from_address(address))
 
 
-def _address(address: str) -> Rdata:
-    return _record(AAAA if family_of(address) == "IPv6" else A, address)
+def _address(address: str) -> Record:
+    return (RdataType.AAAA if family_of(address) == "IPv6" else RdataType.A, address)
 
 
-def _record(kind: Any, *fields: object) -> Rdata:
-    """dnspython's classes of records have no types for their fields."""
-    record: Rdata = kind(_IN, RdataType[kind.__name__], *fields)
-    return record
+def _rdata(record: Record) -> Rdata:
+    rdtype, *fields = record
+    rdata: Rdata = _KINDS[rdtype](_IN, rdtype, *fields)
+    return rdata
 
 
-def _rrset(owner: Name, records: Sequence[Rdata]) -> RRset:
-    rrset = RRset(owner, _IN, records[0].rdtype)
+def _rrset(owner: Name, records: Sequence[Record]) -> RRset:
+    rrset = RRset(owner, _IN, records[0][0])
     rrset.ttl = TTL
     # RRset.add() compares each with all: a Service may have thousands of endpoints.
-    rrset.items.update(dict.fromkeys(records))
+    rrset.items.update(dict.fromkeys(map(_rdata, records)))
     return rrset

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dns.flags
 import dns.message
+import dns.name
 import dns.query
 import dns.rcode
 import dns.rdataclass
@@ -28,7 +31,10 @@ from dnslab import (
 )
 
 from svcdp.discovery import dns as dns_module
+from svcdp.discovery import names as names_module
+from svcdp.discovery.dns import DnsServer
 from svcdp.errors import PlatformError
+from svcdp.kube.decode import decode_value
 from svcdp.kube.model import ServiceRef
 
 
@@ -193,18 +199,21 @@ def test_what_is_denied_is_rendered_as_dnspython_does(
     async def test() -> None:
         names = names_of(OBJECTS)
         async with serving(names, recursion=recursion) as (_, port):
+            first_said: dict[str, int] = {}
             for name in [*DENIED, *DENIED]:
                 kind = "TXT" if len(name) % 2 else "AAAA"
                 query = dns.message.make_query(f"{name}.{ZONE}", kind, flags=flags, **edns)
                 wire = await exchange(port, query.to_wire())
-                said = f"ns.dns.{ZONE} hostmaster.{ZONE} {names.serial} 7200 1800 86400 5"
+                serial = first_said.setdefault(name, names.serial)  # it is kept
+                said = f"ns.dns.{ZONE} hostmaster.{ZONE} {serial} 7200 1800 86400 5"
                 wanted = dns.message.make_response(query, bool(recursion), 1232)
                 wanted.flags |= dns.flags.AA
                 exists = name.lower() in ("web.shop.svc", "few.shop.svc", "shop.svc")
                 wanted.set_rcode(dns.rcode.NOERROR if exists else dns.rcode.NXDOMAIN)
                 wanted.authority = [dns.rrset.from_text(ZONE, 5, "IN", "SOA", said)]
                 assert wire == wanted.to_wire(), name
-                names.serial += name == "ab.svc"  # as a change makes it
+                if name == "ab.svc":
+                    names.replace(ServiceRef("shop", "many"), None, [])
 
     run(test)
 
@@ -298,6 +307,86 @@ def test_what_takes_longer_counts_for_more() -> None:
     run(test)
 
 
+@contextmanager
+def lookups(server: DnsServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The names that are looked up: none for what is kept."""
+    looked: list[str] = []
+    look = server.resolver.look
+
+    def counted(name: Any, *args: Any, **more: Any) -> Any:
+        looked.append(str(name))
+        return look(name, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.resolver, "look", counted)
+        yield looked
+
+
+def test_a_change_costs_what_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = {**endpoints("one", 1), "ports": [{"name": "http", "port": 80}]}
+    one["endpoints"][0]["hostname"] = "host"
+    moved = {**one, "endpoints": [{"addresses": ["10.1.9.9"], "hostname": "host"}]}
+    alias = service("alias", "", type="ExternalName", externalName=f"host.one.shop.{SVC}")
+    objects = [*OBJECTS, service("one", "None"), one, alias]
+    srv, host = f"_http._tcp.one.shop.{SVC}", f"host.one.shop.{SVC}"
+    questions = [
+        *((WEB, "A"), (srv, "SRV"), (host, "A"), (f"alias.shop.{SVC}", "A")),
+        *((f"new.shop.{SVC}", "A"), (f"x.new.shop.{SVC}", "A"), (f"nobody.shop.{SVC}", "A")),
+    ]
+
+    async def test() -> None:
+        names = names_of(objects)
+        async with serving(names) as (server, port):
+
+            async def again(*changed: str) -> None:
+                """Only these are looked up, and all is as by a server that knows nothing else."""
+                with lookups(server, monkeypatch) as looked:
+                    found = [await ask(port, name, kind) for name, kind in questions]
+                assert looked == [name for name, _ in questions if name in changed]
+                async with serving(names) as (_, other):
+                    for (name, kind), each in zip(questions, found, strict=True):
+                        fresh = await ask(other, name, kind)
+                        assert each.rcode() == fresh.rcode()
+                        assert each.answer == fresh.answer
+                        assert each.additional == fresh.additional
+
+            for name, kind in questions:
+                await ask(port, name, kind)
+            await again()
+            for (name, kind), more in (
+                (("db", "10.96.0.50"), ()),
+                (("new", "10.96.0.51"), (f"new.shop.{SVC}",)),
+            ):
+                [made] = decode_value(service(name, kind))
+                names.replace(made.ref, made, [])
+                await again(*more)
+            [headless], [slice_] = decode_value(service("one", "None")), decode_value(moved)
+            serial = names.serial
+            names.replace(headless.ref, headless, [slice_])
+            assert names.serial == serial + 1
+            # By its name, by what names it, and by what is an alias of it.
+            await again(srv, host, f"alias.shop.{SVC}")
+            # Nothing is another name.
+            names.replace(headless.ref, headless, [slice_])
+            assert names.serial == serial + 1
+            await again()
+
+    run(test)
+
+
+def test_of_too_many_changes_not_all_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names_module, "CHANGED_MAX", 8)
+    names = names_of(OBJECTS)
+    since = names.changes
+    key = names_module.key_of(dns.name.from_text(WEB))
+    assert names.holds([key], since)
+    for number in range(20):
+        [made] = decode_value(service(f"n{number}", "10.96.0.50"))
+        names.replace(made.ref, made, [])
+        assert names.holds([key], names.changes)
+    assert not names.holds([key], since)
+
+
 def test_short_responses_alone_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """By TCP they may be a hundred times as long, and many are kept."""
     twins = endpoints("twins", 40)
@@ -308,17 +397,10 @@ def test_short_responses_alone_are_kept(monkeypatch: pytest.MonkeyPatch) -> None
     async def test() -> None:
         names = names_of([*OBJECTS, service("twins", "None"), twins])
         async with serving(names) as (server, port):
-            looked: list[str] = []
-            look = server.resolver.look
-
-            def counted(name: Any, *args: Any, **more: Any) -> Any:
-                looked.append(str(name))
-                return look(name, *args, **more)
-
-            monkeypatch.setattr(server.resolver, "look", counted)
-            for name, kind in ((WEB, "A"), (f"_http._tcp.twins.shop.{SVC}", "SRV")):
-                for _ in range(2):
-                    assert len(answers(await ask(port, name, kind, tcp=True))) == 1
+            with lookups(server, monkeypatch) as looked:
+                for name, kind in ((WEB, "A"), (f"_http._tcp.twins.shop.{SVC}", "SRV")):
+                    for _ in range(2):
+                        assert len(answers(await ask(port, name, kind, tcp=True))) == 1
             assert looked == [WEB, *[f"_http._tcp.twins.shop.{SVC}"] * 2]
 
     run(test)
