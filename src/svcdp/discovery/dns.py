@@ -59,7 +59,7 @@ _QUESTION = struct.Struct("!2H")  # what follows its name
 _ANCILLARY = socket.CMSG_SPACE(20)  # struct in6_pktinfo, the longer one
 # linux/in.h and linux/in6.h, where Python's socket does not have them.
 _IP_PKTINFO, _IP_FREEBIND, _IPV6_FREEBIND = 8, 15, 78
-_META = range(RdataType.TKEY, RdataType.ANY + 1)  # types of questions, not of records
+_META = range(RdataType.TKEY, RdataType.ANY)  # types of questions, not of records
 
 
 class DnsServer:
@@ -426,7 +426,7 @@ def _refusal(query: Message) -> Rcode | None:
     if question.rdclass != RdataClass.IN or question.rdtype in (RdataType.AXFR, RdataType.IXFR):
         return Rcode.REFUSED
     if question.rdtype in _META or question.rdtype == RdataType.OPT:
-        return Rcode.NOTIMP  # ANY, too (RFC 8482)
+        return Rcode.NOTIMP  # RFC 8906, 3.1.2
     return None
 
 

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 
+import dns.rrset
 from dns.name import Name
 from dns.rcode import Rcode
 from dns.rdatatype import RdataType
@@ -22,6 +23,7 @@ __all__ = ["Resolver"]
 
 log = logging.getLogger(__name__)
 
+ANY_TTL = 3600  # seconds
 ALIASES = 8  # names that may be passed on the way to an answer
 PROBE_INTERVAL = 60.0  # seconds until an upstream that asked us is tried again
 
@@ -64,6 +66,8 @@ class Resolver:
             if found is None:
                 if not recurse:
                     return Answer(answer=tuple(passed)) if passed else Answer(Rcode.REFUSED)
+                if rdtype == RdataType.ANY:
+                    return Answer(answer=(_nothing_more(name),))
                 question = key, rdtype
                 found = (fetched or {}).get(question) or self.cache.get(question)
                 if found is None:
@@ -73,7 +77,7 @@ class Resolver:
             else:
                 target = found.alias
             passed += found.answer
-            if target is None or rdtype == RdataType.CNAME:
+            if target is None or rdtype in (RdataType.CNAME, RdataType.ANY):
                 return replace(found, answer=tuple(passed), is_own=is_own)
             name = target
         return Answer(Rcode.SERVFAIL)
@@ -147,3 +151,10 @@ class Resolver:
             if self.names.contains(key_of(name)):
                 return Answer(answer=tuple(passed)), name
         return found, None
+
+
+def _nothing_more(name: Name) -> RRset:
+    """To who asks for anything of a name that others have: they would send much, and to whom
+    somebody else pretends to be (RFC 8482, 4.2).
+    """
+    return dns.rrset.from_text(name, ANY_TTL, "IN", "HINFO", '"RFC8482" ""')

@@ -147,7 +147,6 @@ def test_what_is_too_long_for_a_datagram_is_asked_for_by_tcp() -> None:
     [
         ("AXFR", {}, "REFUSED"),
         ("IXFR", {}, "REFUSED"),
-        ("ANY", {}, "NOTIMP"),
         ("MAILB", {}, "NOTIMP"),
         ("TXT", {"rdclass": dns.rdataclass.CH}, "REFUSED"),
         ("A", {"use_edns": 1}, "BADVERS"),
@@ -162,6 +161,35 @@ def test_questions_that_are_refused(kind: str, more: dict[str, Any], rcode: str)
             found = await dns.asyncquery.tcp(query, "127.0.0.1", port=port, timeout=DEADLINE)
             assert dns.rcode.to_text(found.rcode()) == rcode
             assert found.answer == []
+
+    run(test)
+
+
+def test_any_gets_something() -> None:
+    """RFC 8482: some records of a name, as many as are useful, and of others' names that alone."""
+    alias = service("alias", "", type="ExternalName", externalName=WEB)
+
+    async def test() -> None:
+        fake = FakeUpstream(lambda query: None)
+        async with fake as upstream, serving(names_of([*OBJECTS, alias]), upstream) as (_, port):
+            for name, kind, wanted in (
+                (WEB, "A", ["10.96.0.10"]),
+                (f"alias.shop.{SVC}", "CNAME", [WEB]),
+                (f"_http._tcp.web.shop.{SVC}", "SRV", [f"0 1 80 {WEB}"]),
+                (ZONE, "NS", [f"ns.dns.{ZONE}"]),
+                ("www.example.", "HINFO", ['"RFC8482" ""']),
+            ):
+                found = await ask(port, name, "ANY")
+                assert found.rcode() == dns.rcode.NOERROR
+                assert [rrset.rdtype.name for rrset in found.answer] == [kind]
+                assert answers(found) == wanted
+                assert bool(found.flags & dns.flags.AA) is name.endswith(ZONE)
+            for name, rcode in ((f"no.shop.{SVC}", "NXDOMAIN"), (f"shop.{SVC}", "NOERROR")):
+                found = await ask(port, name, "ANY")
+                assert (dns.rcode.to_text(found.rcode()), found.answer) == (rcode, [])
+            assert fake.questions == []
+        async with serving(names_of(OBJECTS), recursion=[]) as (_, port):
+            assert (await ask(port, "www.example.", "ANY")).rcode() == dns.rcode.REFUSED
 
     run(test)
 
