@@ -58,6 +58,13 @@ CLUSTER = [
     service("pending", "", ipFamilies=None, clusterIPs=None),
     service("nameless", "10.96.0.60", ports=[port(name=None)]),
     service("a.b", "10.96.0.40"),
+    service("peers", "10.96.0.70"),
+    endpoints(
+        hosted("10.1.0.21", "peer-0"),
+        hosted("10.1.0.22", "peer-1", "-ready"),
+        endpoint("10.1.0.23", "ready"),
+        of="peers",
+    ),
 ]
 
 
@@ -127,6 +134,9 @@ RECORDS = [
             *(f"0 1 9 {each}.db.shop.{SVC}" for each in ("10-1-0-8", "db-0")),
         ],
     ),
+    case("hostname, of a cluster IP: CoreDNS's", f"peer-0.peers.shop.{SVC}", "A", ["10.1.0.21"]),
+    case("and its reverse", "21.0.1.10.in-addr.arpa.", "PTR", [f"peer-0.peers.shop.{SVC}"]),
+    case("and the Service itself", f"peers.shop.{SVC}", "A", ["10.96.0.70"]),
     case("publishNotReadyAddresses", f"early.shop.{SVC}", "A", ["10.1.0.9"]),
     case("hidden from proxies", f"mirror.shop.{SVC}", "A", ["10.1.0.7"]),
     case("of another proxy", f"mesh.shop.{SVC}", "A", ["10.96.0.30"]),
@@ -165,6 +175,8 @@ NOTHING = [
     case("no endpoint is ready", f"none.shop.{SVC}", "A", NXDOMAIN),
     case("an endpoint that is not ready", f"db-2.db.shop.{SVC}", "A", NXDOMAIN),
     case("below a cluster IP", f"web-0.web.shop.{SVC}", "A", NXDOMAIN),
+    case("below a cluster IP, not ready", f"peer-1.peers.shop.{SVC}", "A", NXDOMAIN),
+    case("below a cluster IP, no hostname", f"10-1-0-23.peers.shop.{SVC}", "A", NXDOMAIN),
     case("below an external name", f"_http._tcp.remote.shop.{SVC}", "SRV", NXDOMAIN),
     case("external name like an address: CoreDNS's", f"numbers.shop.{SVC}", "A", NXDOMAIN),
     case("no address yet", f"pending.shop.{SVC}", "A", NXDOMAIN),

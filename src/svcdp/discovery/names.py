@@ -275,6 +275,12 @@ class Names:
                 yield key_of(name), record  # also of ports without names, as CoreDNS has it
                 if port.name:
                     yield _service(name, port.name, port.protocol), record
+            # As CoreDNS has it, but for endpoints without a hostname: all Pods would have names.
+            for _, endpoint, address in _published(service, slices):
+                if endpoint.hostname:
+                    target = Name((endpoint.hostname.encode(), *name.labels))
+                    yield key_of(target), _address(address)
+                    yield _reverse(address), (RdataType.PTR, target)
 
 
 def key_of(name: Name) -> Key:
@@ -299,30 +305,19 @@ def _zone(text: str) -> Name:
 def _headless(
     name: Name, service: Service, slices: Iterable[EndpointSlice]
 ) -> Iterator[tuple[Key, Record]]:
-    """Of the endpoints that are ready, or of all. A port is the endpoint's own: clients connect
-    to that, whatever the Service calls it.
-    """
-    everybody = bool(service.spec.publish_not_ready_addresses)
+    """A port is the endpoint's own: clients connect to that, whatever the Service calls it."""
     own: dict[tuple[Name, str], None] = {}
     served: dict[tuple[Key, int, Name], None] = {}
-    for each in slices:
-        for endpoint in each.endpoints or ():
-            if not endpoint.addresses or not (everybody or _is_ready(endpoint)):
-                continue
-            if each.address_type == "FQDN":
-                continue
-            address = parse_address(endpoint.addresses[0])
-            if family_of(address) != each.address_type:
-                continue
-            # Without a hostname, one that stays as long as the address does.
-            hostname = endpoint.hostname or re.sub("[.:]", "-", address)
-            target = Name((hostname.encode(), *name.labels))
-            own[target, address] = None
-            for port in each.ports or ():
-                if port.port:
-                    served[key_of(name), port.port, target] = None
-                if port.port and port.name:
-                    served[_service(name, port.name, port.protocol), port.port, target] = None
+    for each, endpoint, address in _published(service, slices):
+        # Without a hostname, one that stays as long as the address does.
+        hostname = endpoint.hostname or re.sub("[.:]", "-", address)
+        target = Name((hostname.encode(), *name.labels))
+        own[target, address] = None
+        for port in each.ports or ():
+            if port.port:
+                served[key_of(name), port.port, target] = None
+            if port.port and port.name:
+                served[_service(name, port.name, port.protocol), port.port, target] = None
     for address in dict.fromkeys(address for _, address in own):
         yield key_of(name), _address(address)
     for target, address in own:
@@ -330,6 +325,21 @@ def _headless(
         yield _reverse(address), (RdataType.PTR, target)
     for key, number, target in served:
         yield key, _srv(number, target)
+
+
+def _published(
+    service: Service, slices: Iterable[EndpointSlice]
+) -> Iterator[tuple[EndpointSlice, Endpoint, str]]:
+    """The endpoints that are ready, or all, with their addresses."""
+    everybody = bool(service.spec.publish_not_ready_addresses)
+    for each in slices:
+        if each.address_type == "FQDN":
+            continue
+        for endpoint in each.endpoints or ():
+            if endpoint.addresses and (everybody or _is_ready(endpoint)):
+                address = parse_address(endpoint.addresses[0])
+                if family_of(address) == each.address_type:
+                    yield each, endpoint, address
 
 
 def _is_ready(endpoint: Endpoint) -> bool:
