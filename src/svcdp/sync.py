@@ -19,7 +19,14 @@ from svcdp.kube.context import NodeContext
 from svcdp.kube.endpoints import EndpointInfo, PortKey, endpoints_by_port, usable_endpoints
 from svcdp.kube.events import Event, Recorder
 from svcdp.kube.health import HealthCheck
-from svcdp.kube.model import EndpointSlice, ObjectKey, Pod, Service, ServiceRef
+from svcdp.kube.model import (
+    EndpointSlice,
+    LoadBalancerPool,
+    ObjectKey,
+    Pod,
+    Service,
+    ServiceRef,
+)
 from svcdp.kube.state import Change
 from svcdp.kube.tracker import Tracker
 from svcdp.types import ServiceSpec
@@ -358,6 +365,11 @@ class Sync:
     def pods(self) -> list[tuple[Pod, list[ServiceRef]]]:
         """As of :class:`svcdp.kube.state.State`."""
         return self._tracker.state.pods()
+
+    def pools(self) -> list[LoadBalancerPool]:
+        """LoadBalancerPools of the sources, by name."""
+        pools = self._tracker.state.pools
+        return [pools[name] for name in sorted(pools)]
 
     def endpoints(
         self, namespace: str | None = None, name: str | None = None

@@ -11,11 +11,10 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
-from svcdp.errors import ManifestError
 from svcdp.kube.context import NodeContext
 from svcdp.kube.endpoints import endpoints_by_port, usable_endpoints
-from svcdp.kube.model import EndpointSlice, Service, ServiceRef, parse_address
-from svcdp.kube.pools import is_served
+from svcdp.kube.model import EndpointSlice, Service, ServiceRef
+from svcdp.kube.pools import held_addresses, is_served
 
 __all__ = ["Holder", "by_address", "candidates", "holder_of", "owner"]
 
@@ -44,20 +43,13 @@ def holder_of(
         return None
     if spec.cluster_ip in (None, "", "None"):
         return None
-    balancer = service.status and service.status.load_balancer
-    addresses: dict[str, None] = {}
-    for each in (balancer and balancer.ingress) or ():
-        if each.ip and each.ip_mode != "Proxy":
-            try:
-                addresses[parse_address(each.ip)] = None
-            except ManifestError:
-                continue  # resolve() says what is wrong with it
+    addresses = held_addresses(service)  # resolve() says what is wrong with others
     if not addresses:
         return None
     nodes = None
     if spec.external_traffic_policy == "Local":
         nodes = _nodes(service, slices, node)
-    return Holder(service.ref, tuple(addresses), nodes)
+    return Holder(service.ref, addresses, nodes)
 
 
 def candidates(holders: Collection[Holder], alive: Set[str]) -> Set[str]:

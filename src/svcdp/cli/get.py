@@ -1,4 +1,4 @@
-"""``svcdp get services|endpoints|pods|connections|queues``"""
+"""``svcdp get services|endpoints|pods|pools|connections|queues``"""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def command(
     kind = _kind(what)
     if namespace and all_namespaces:
         raise click.UsageError("-n and -A exclude each other")
-    if names and (all_namespaces or not kind.namespaced):
+    if names and (all_namespaces or not kind.named):
         raise click.UsageError("names are those of one namespace")
     if not (namespace or all_namespaces) and kind.namespaced:
         namespace = "default"
@@ -58,7 +58,8 @@ def command(
         elif not names:
             note(f"No {kind.plural} found" + (f" in namespace {namespace}" if namespace else ""))
         if missing:
-            raise NotFoundError(f"{kind.plural} {', '.join(missing)}: none in {namespace}")
+            where = f" in {namespace}" if namespace else ""
+            raise NotFoundError(f"{kind.plural} {', '.join(missing)}: none{where}")
         known = set(map(kind.stable, items))
         while watch:
             time.sleep(WATCH_INTERVAL)

@@ -24,6 +24,7 @@ _SUMMARIES = {
     "replay": "Send the packets of a capture file through the dataplane.",
     "validate": "Find all mistakes in a folder of manifests.",
     "env": "Print the environment variables that tell a container of Services.",
+    "controller": "Give a cluster's load balancers addresses from its pools.",
     "dns": "Answer DNS questions for the names of Services.",
     "decap": "Be the real server of a tunnel: take packets out of it.",
     "rules": "Show, apply or remove the capture rules.",

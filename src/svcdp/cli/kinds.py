@@ -23,6 +23,8 @@ class Kind:
     name: Callable[[Item], str]
     columns: tuple[Column, ...]
     namespaced: bool = True
+    named: bool = True
+    """Whether one asks for it by name."""
 
     def owner(self, item: Item) -> str:
         """The name by which one asks for it: a Service's, where several things are of one."""
@@ -70,6 +72,23 @@ def _external(item: Item) -> str:
 
 def _selector(item: Item) -> str:
     return ",".join(f"{k}={v}" for k, v in sorted(item["selector"].items())) or "<none>"
+
+
+_OPERATORS = {"In": "in", "NotIn": "notin"}
+
+
+def _labels(selector: Item | None) -> str:
+    """As kubectl prints label selectors (``metav1.FormatLabelSelector``)."""
+    if selector is None:
+        return "<none>"
+    found = [(key, f"{key}={value}") for key, value in (selector["matchLabels"] or {}).items()]
+    for each in selector["matchExpressions"] or ():
+        key, operator = each["key"], each["operator"]
+        text = "!" * (operator == "DoesNotExist") + key
+        if operator in _OPERATORS:
+            text = f"{key} {_OPERATORS[operator]} ({','.join(sorted(each['values'] or ()))})"
+        found.append((key, text))
+    return ",".join(text for _, text in sorted(found)) or "<none>"
 
 
 def _place(address: str, port: str) -> Callable[[Item], str]:
@@ -137,6 +156,23 @@ KINDS = (
         ),
     ),
     Kind(
+        "pools",
+        "pool",
+        "lbpool",
+        lambda item: item["name"],
+        (
+            Column("NAME", lambda item: item["name"]),
+            Column("ADDRESSES", lambda item: ",".join(item["addresses"])),
+            Column("USED", lambda item: item["used"]),
+            Column("FREE", lambda item: item["free"]),
+            Column("AGE", _age, volatile=True),
+            Column("AUTO-ASSIGN", lambda i: "yes" if i["autoAssign"] else "no", wide=True),
+            Column("NAMESPACES", lambda i: ",".join(i["namespaces"]) or "<all>", wide=True),
+            Column("SELECTOR", lambda i: _labels(i["serviceSelector"]), wide=True),
+        ),
+        namespaced=False,
+    ),
+    Kind(
         "connections",
         "connection",
         "conn",
@@ -158,6 +194,7 @@ KINDS = (
             Column("PACKETS", lambda item: item["packets"], wide=True, volatile=True),
         ),
         namespaced=False,
+        named=False,
     ),
     Kind(
         "queues",
@@ -176,5 +213,6 @@ KINDS = (
             Column("ANSWERS", lambda item: item["answers"], wide=True, volatile=True),
         ),
         namespaced=False,
+        named=False,
     ),
 )

@@ -6,24 +6,61 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 
-from svcdp.errors import SvcdpError
+import msgspec
+
+from svcdp.errors import ManifestError, SvcdpError
+from svcdp.kube.assign import decode_pool
 from svcdp.kube.decode import decode_json
 from svcdp.kube.model import (
     HEADLESS_LABEL,
     PROXY_NAME_LABEL,
     EndpointSlice,
+    LoadBalancerPool,
     Node,
     Object,
     ObjectKey,
     Service,
     ServiceCIDR,
 )
-from svcdp.kube.reflector import SILENCE, Reflector, Requests, Resource
+from svcdp.kube.reflector import ABSENT, SILENCE, ApiError, Reflector, Requests, Resource
 from svcdp.kube.state import Change
 
-__all__ = ["ApiServerSource"]
+__all__ = ["POOLS", "ApiServerSource", "explained", "list_pools"]
 
 log = logging.getLogger(__name__)
+
+POOLS = Resource(
+    "loadbalancerpools.svcdp.io",
+    "LoadBalancerPool",
+    "/apis/svcdp.io/v1alpha1/loadbalancerpools",
+    decode_pool,
+)
+
+
+class _Items(msgspec.Struct):
+    items: list[msgspec.Raw]
+
+
+async def list_pools(client: Requests) -> list[LoadBalancerPool]:
+    """Those of an API server that can be read, by name. ApiError."""
+    try:
+        found = msgspec.json.decode(await client.get(POOLS.path, {}), type=_Items)
+        pools = [decode_pool(bytes(item)).pool for item in found.items]
+    except ApiError as error:
+        raise ApiError(
+            explained(error, f"cannot list {POOLS.name}: "), status=error.status
+        ) from error
+    except (msgspec.MsgspecError, ManifestError) as error:
+        raise ApiError(f"{client.url}: this is no API server's answer: {error}") from None
+    return sorted(filter(None, pools), key=lambda each: each.key)
+
+
+def explained(error: SvcdpError, what: str = "") -> str:
+    """What is wrong, and if it is that there are no LoadBalancerPools at all, what to do."""
+    text = f"{what}{error}"
+    if isinstance(error, ApiError) and error.status == ABSENT and POOLS.name in text:
+        text += " (install its CustomResourceDefinition, deploy/loadbalancerpools.yaml)"
+    return text
 
 
 class ApiServerSource:

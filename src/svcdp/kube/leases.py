@@ -147,7 +147,12 @@ class Lease:
         """Whether this process holds it now: until ``duration`` after it began to renew it, which
         is before anybody else takes it for expired.
         """
-        return self._clock() < self._ends
+        return self.remaining > 0
+
+    @property
+    def remaining(self) -> float:
+        """For how many seconds more :attr:`is_held`, if it is not renewed."""
+        return max(0.0, self._ends - self._clock())
 
     @property
     def holder(self) -> str:

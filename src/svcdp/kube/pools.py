@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,9 +38,13 @@ __all__ = [
     "SHARING_ANNOTATION",
     "Allocation",
     "Span",
+    "Usage",
     "allocate",
+    "held_addresses",
     "is_served",
+    "numbers_of",
     "parse_span",
+    "usages",
     "with_addresses",
 ]
 
@@ -144,15 +149,77 @@ def allocate(
     remembered: _Addresses | None = None,
     *,
     without_class: bool = True,
+    others: Iterable[Service] = (),
 ) -> Allocation:
     """The addresses of all Services that :func:`is_served` tells.
 
     Whoever has an address by ``remembered`` keeps it, while a pool has it and the Service asks for
     no other; then come those who ask for one, then those who take any. Of several the older
-    Service goes first. Who is not among ``services`` has none.
+    Service goes first. Who is not among ``services`` has none. ``others`` are given theirs by
+    somebody else: what is in their status is taken.
     """
     chosen = sorted((each for each in services if is_served(each, without_class)), key=rank)
-    return _Allocating(sorted(pools, key=lambda each: each.key), remembered or {}).run(chosen)
+    allocating = _Allocating(sorted(pools, key=lambda each: each.key), remembered or {})
+    for other in others:
+        allocating.reserve(other)
+    return allocating.run(chosen)
+
+
+def held_addresses(service: Service) -> tuple[str, ...]:
+    """Those in the status of a Service to which packets come as they were sent."""
+    balancer = service.status and service.status.load_balancer
+    found: dict[str, None] = {}
+    for each in (balancer and balancer.ingress) or ():
+        if each.ip and each.ip_mode != "Proxy":
+            with suppress(ManifestError):
+                found[parse_address(each.ip)] = None
+    return tuple(found)
+
+
+def numbers_of(addresses: Iterable[str]) -> Iterator[tuple[IPFamily, int]]:
+    """As spans have them."""
+    return ((family_of(text), int(ipaddress.ip_address(text))) for text in addresses)
+
+
+class Usage(NamedTuple):
+    """How many addresses a pool has, and how many of these Services have."""
+
+    pool: LoadBalancerPool
+    addresses: int
+    used: int
+
+
+def usages(pools: Iterable[LoadBalancerPool], services: Iterable[Service]) -> list[Usage]:
+    """Of each pool, by the status of all Services of type LoadBalancer. Where pools overlap an
+    address counts in each.
+    """
+    held = {
+        place
+        for service in services
+        if service.spec.type == "LoadBalancer"
+        for place in numbers_of(held_addresses(service))
+    }
+    found = []
+    for pool in pools:
+        spans = _merged(map(parse_span, pool.spec.addresses))
+        used = sum(
+            any(span.family == family and number in span for span in spans)
+            for family, number in held
+        )
+        found.append(Usage(pool, sum(span.last - span.first + 1 for span in spans), used))
+    return found
+
+
+def _merged(spans: Iterable[Span]) -> list[Span]:
+    """The same addresses, each once."""
+    found: list[Span] = []
+    for span in sorted(spans):
+        before = found[-1] if found else None
+        if before and before.family == span.family and span.first <= before.last:
+            found[-1] = before._replace(last=max(before.last, span.last))
+        else:
+            found.append(span)
+    return found
 
 
 def with_addresses(service: Service, addresses: Iterable[str]) -> Service:
@@ -234,6 +301,11 @@ class _Allocating:
         self._shared: defaultdict[tuple[Hashable, ...], _Shared] = defaultdict(_Shared)
         self._held: dict[ServiceRef, dict[IPFamily, int]] = {}
         self._result = Allocation()
+
+    def reserve(self, other: Service) -> None:
+        """What it has is for nobody else."""
+        for place in numbers_of(held_addresses(other)):
+            self._holders.setdefault(place, _Holders(other))
 
     def run(self, services: list[Service]) -> Allocation:
         wishes = [wish for service in services for wish in self._wishes(service)]

@@ -28,6 +28,12 @@ WAITING_MAX = 1000  # events that wait; more are dropped
 KNOWN_MAX = 1000  # events that go on as a series when they come again
 NOTE_MAX = 1024  # bytes; the API's
 NAME_MAX = 200  # of an object's name within that of its event
+#: Of what events are about: its API's version, and what svcdp does with it.
+KINDS = {
+    "Service": ("v1", "ServeService"),
+    "Node": ("v1", "ServeNode"),
+    "LoadBalancerPool": ("svcdp.io/v1alpha1", "GiveAddresses"),
+}
 PASSING = (0, 401, 408, 409, 429)  # what a later try may change, and all from 500 on
 
 
@@ -152,7 +158,8 @@ class EventPublisher:
 
     def _body(self, event: Event) -> dict[str, Any]:
         kind, namespace, name = event.regarding
-        regarding = {"apiVersion": "v1", "kind": kind, "namespace": namespace, "name": name}
+        version, action = KINDS[kind]
+        regarding = {"apiVersion": version, "kind": kind, "namespace": namespace, "name": name}
         if uid := self._uid_of(event.regarding):
             regarding["uid"] = uid
         return {
@@ -165,7 +172,7 @@ class EventPublisher:
             "eventTime": micro_time(),
             "type": event.type,
             "reason": event.reason,
-            "action": "ServeService" if kind == "Service" else "ServeNode",
+            "action": action,
             "note": event.message.encode()[:NOTE_MAX].decode(errors="ignore"),
             "regarding": regarding,
             "reportingController": CONTROLLER,

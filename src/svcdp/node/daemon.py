@@ -414,6 +414,7 @@ class _Daemon:
             "connections": lambda request: views.connections(self._dataplane, request),
             "explanation": lambda request: views.explanation(self._dataplane, request),
             "pods": lambda request: views.pods(sync, request),
+            "pools": lambda request: views.pools(sync, self._client),
             "queues": lambda request: views.queues(self._workers),
             "peers": lambda request: peers(self._peers),
             "status": lambda request: views.status(self._dataplane, sync),

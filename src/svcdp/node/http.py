@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 
-__all__ = ["Handler", "HttpServer", "Place", "Request", "Response"]
+__all__ = ["Handler", "HttpServer", "Place", "Request", "Response", "report", "routed"]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,28 @@ class Response:
 
 Handler = Callable[[Request], Response]
 """Answers a request, at once. What it raises is logged, and an error of status 500."""
+
+
+def routed(routes: Mapping[str, Handler]) -> Handler:
+    """Answers by path, and no others."""
+
+    def handler(request: Request) -> Response:
+        route = routes.get(request.path)
+        return _error(HTTPStatus.NOT_FOUND) if route is None else route(request)
+
+    return handler
+
+
+def report(checks: Mapping[str, bool], request: Request) -> Response:
+    """Whether all pass, and which do not; with ``?verbose`` all. By names alone: the reasons are
+    for the log, not for whoever can reach the port.
+    """
+    failed = [name for name, passes in checks.items() if not passes]
+    lines = [f"not ready: {', '.join(failed)}" if failed else "ok"]
+    if "verbose" in request.query.split("&"):
+        lines[:0] = [f"[{'+' if passes else '-'}] {name}" for name, passes in checks.items()]
+    status = HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK
+    return Response("".join(f"{line}\n" for line in lines).encode(), status=status)
 
 
 class HttpServer:

@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from svcdp.discovery import env
 from svcdp.errors import ConfigError, ManifestError
+from svcdp.kube.apiserver import list_pools
+from svcdp.kube.pools import usages
 
 if TYPE_CHECKING:
     from svcdp.dataplane import Dataplane
     from svcdp.io.nfqueue import QueueWorkers
+    from svcdp.kube.client import Client
     from svcdp.kube.model import LoadBalancerIngress, Service
     from svcdp.status import ServiceStatus as VirtualServiceStatus
     from svcdp.sync import ServiceStatus, Sync
@@ -25,6 +30,7 @@ __all__ = [
     "environment",
     "explanation",
     "pods",
+    "pools",
     "queues",
     "services",
     "status",
@@ -289,6 +295,28 @@ def pods(sync: Sync, request: Request) -> Iterator[Item]:
                 "node": (pod.spec and pod.spec.node_name) or "",
                 "services": [ref.name for ref in services],
             }
+
+
+async def pools(sync: Sync, client: Client | None) -> list[Item]:
+    """LoadBalancerPools of manifests, and those of an API server, which a node need not follow:
+    addresses are given elsewhere. ApiError.
+    """
+    found = {each.metadata.name: each for each in await list_pools(client)} if client else {}
+    found |= {each.metadata.name: each for each in sync.pools()}
+    return [
+        {
+            "name": pool.metadata.name,
+            "addresses": list(pool.spec.addresses),
+            "size": size,
+            "used": used,
+            "free": size - used,
+            "autoAssign": pool.spec.auto_assign is not False,
+            "namespaces": list(pool.spec.namespaces or ()),
+            "serviceSelector": msgspec.to_builtins(pool.spec.service_selector),
+            "creationTimestamp": pool.metadata.creation_timestamp,
+        }
+        for pool, size, used in usages((found[name] for name in sorted(found)), sync.declared())
+    ]
 
 
 def queues(workers: QueueWorkers) -> Iterator[Item]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 
@@ -13,7 +13,7 @@ from svcdp.kube.events import Event, Recorder
 from svcdp.kube.model import ObjectKey
 from svcdp.node.config import API_VERSION, KIND, NodeConfig
 from svcdp.node.health import Health
-from svcdp.node.http import Handler, HttpServer, Place, Request, Response
+from svcdp.node.http import HttpServer, Place, Request, Response, report, routed
 from svcdp.node.metrics import CONTENT_TYPE, Metrics
 from svcdp.node.slis import Slis
 
@@ -44,7 +44,7 @@ class Web:
             "/configz": self._configz,
         }
         self._servers = [
-            (reason, place, HttpServer(_routed(routes)))
+            (reason, place, HttpServer(routed(routes)))
             for reason, place, routes in (
                 ("FailedToStartProxierHealthcheck", config.healthz_bind_address.place, probes),
                 ("FailedToStartMetricServer", config.metrics_bind_address.place, about),
@@ -92,30 +92,14 @@ class Web:
         return Response(json.dumps(body).encode(), "application/json", status)
 
     def _readyz(self, request: Request) -> Response:
-        """By names alone: the reasons are for the log, not for whoever can reach the port."""
         checks = self._health.readiness()
         self._slis.observe("readyz", checks)
-        failed = [name for name, passes in checks.items() if not passes]
-        lines = [f"not ready: {', '.join(failed)}" if failed else "ok"]
-        if "verbose" in request.query.split("&"):
-            lines[:0] = [f"[{'+' if passes else '-'}] {name}" for name, passes in checks.items()]
-        status = HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK
-        return Response("".join(f"{line}\n" for line in lines).encode(), status=status)
+        return report(checks, request)
 
     def _configz(self, request: Request) -> Response:
         settings = msgspec.to_builtins(self._config, enc_hook=str)
         whole = {"svcdp.io": {"apiVersion": API_VERSION, "kind": KIND, **settings}}
         return Response(json.dumps(whole).encode(), "application/json")
-
-
-def _routed(routes: Mapping[str, Callable[[Request], Response]]) -> Handler:
-    def handler(request: Request) -> Response:
-        route = routes.get(request.path)
-        if route is None:
-            return Response(b"Not Found\n", status=HTTPStatus.NOT_FOUND)
-        return route(request)
-
-    return handler
 
 
 def _text(moment: datetime) -> str:

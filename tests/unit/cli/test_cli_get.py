@@ -90,10 +90,33 @@ QUEUE = {
     "dropped_user": 3,
     "waiting": 1,
 }
+POOL: dict[str, Any] = {
+    "name": "lan",
+    "addresses": ["192.0.2.0/28", "2001:db8::10-2001:db8::1f"],
+    "size": 30,
+    "used": 3,
+    "free": 27,
+    "autoAssign": False,
+    "namespaces": ["shop"],
+    "serviceSelector": {
+        "matchLabels": {"b": "2", "a": "1"},
+        "matchExpressions": [
+            {"key": "zone", "operator": "In", "values": ["b", "a"]},
+            {"key": "old", "operator": "NotIn", "values": ["yes"]},
+            {"key": "public", "operator": "Exists", "values": None},
+            {"key": "private", "operator": "DoesNotExist", "values": None},
+        ],
+    },
+    "creationTimestamp": None,
+}
 ANSWERS: dict[str, list[dict[str, Any]]] = {
     "services": [WEB, CART],
     "endpoints": [ENDPOINT],
     "pods": [POD, {**POD, "name": "job", "phase": "", "ready": False, "ips": [], "services": []}],
+    "pools": [
+        POOL,
+        {**POOL, "name": "all", "namespaces": [], "autoAssign": True, "serviceSelector": None},
+    ],
     "connections": [CONNECTION],
     "queues": [QUEUE],
 }
@@ -218,6 +241,27 @@ def test_connections(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
     )
 
 
+def test_pools(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
+    addresses = "192.0.2.0/28,2001:db8::10-2001:db8::1f"
+    assert output(capsys, daemon, "pools") == (
+        "NAME   ADDRESSES                                USED   FREE   AGE\n"
+        f"lan    {addresses}   3      27     <unknown>\n"
+        f"all    {addresses}   3      27     <unknown>\n"
+    )
+    _, lan = output(capsys, daemon, "lbpool", "lan", "-o", "wide").splitlines()
+    selector = "a=1,b=2,old notin (yes),!private,public,zone in (a,b)"
+    assert (
+        lan
+        == f"lan    {addresses}   3      27     <unknown>   no            shop         {selector}"
+    )
+    _, everybodys = output(capsys, daemon, "pools", "all", "-o", "wide").splitlines()
+    assert everybodys.split()[-3:] == ["yes", "<all>", "<none>"]
+    assert json.loads(output(capsys, daemon, "pool", "lan", "-o", "json"))["items"] == [POOL]
+    assert output(capsys, daemon, "pools", "-o", "name") == "pool/lan\npool/all\n"
+    assert run(["get", "pools", "wan", "--admin-socket", daemon]) == 1
+    assert capsys.readouterr().err == "error: pools wan: none\n"
+
+
 def test_queues(capsys: pytest.CaptureFixture[str], daemon: str) -> None:
     assert output(capsys, daemon, "queues") == (
         "QUEUE   RECEIVED   VERDICTS   WAITING   DROPPED   ERRORS\n"
@@ -269,7 +313,7 @@ def test_watch_prints_what_changes(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nodes"], "get one of services, endpoints, pods, connections, queues"),
+        (["nodes"], "get one of services, endpoints, pods, pools, connections, queues"),
         (["svc", "-A", "-n", "x"], "-n and -A exclude each other"),
         (["svc", "web", "-A"], "names are those of one namespace"),
         (["queues", "100"], "names are those of one namespace"),
