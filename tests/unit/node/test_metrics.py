@@ -12,6 +12,8 @@ from bench import Bench
 from prometheus_client.parser import text_string_to_metric_families
 
 from svcdp._version import __version__
+from svcdp.announce.link import Counted
+from svcdp.announce.members import FixedMembers
 from svcdp.discovery.cache import Cache
 from svcdp.discovery.upstream import Upstream
 from svcdp.errors import RulesError
@@ -58,6 +60,12 @@ def watching() -> Metrics:
     )
     metrics = Metrics()
     metrics.watch(bench.dp, workers, sync, Health(lambda: PROGRESS))  # type: ignore[arg-type]
+    announcer: Any = SimpleNamespace(
+        owned={"192.0.2.80"},
+        members=FixedMembers(["n1", "n2"], lambda: True),
+        counted=Counted(answers=3, announcements=2),
+    )
+    metrics.watch_announcer(announcer)
     forwarder = SimpleNamespace(results={(Upstream("192.0.2.53"), "answered"): 3})
     server: Any = SimpleNamespace(
         queries={"udp": 5},
@@ -96,6 +104,10 @@ def test_what_is_read_when_asked(watching: Metrics) -> None:
         ("svcdp_queue_waiting", ("100",)): 7,
         ("svcdp_queue_waiting", ("104",)): 0,
         ("svcdp_enobufs_total", ("100",)): 4,
+        ("svcdp_announced_addresses", ()): 1,
+        ("svcdp_announce_members", ()): 2,
+        ("svcdp_announce_answers_total", ()): 3,
+        ("svcdp_announce_sent_total", ()): 2,
         ("process_open_fds", ()): found["process_open_fds", ()],
     }
     assert {name: found.get(name) for name in expected} == expected
@@ -117,6 +129,7 @@ def test_each_has_a_type_and_words(watching: Metrics) -> None:
 
 def test_the_reference_lists_them(watching: Metrics) -> None:
     text = (Path(__file__).parents[3] / "docs" / "reference.md").read_text()
+    text, _, _ = text.partition("\n`svcdp controller` has")
     listed = re.findall(r"^\| `((?:kubeproxy|svcdp)_\w+)` \| (\w+) \|", text, re.M)
     ours = {
         name + "_total" * (family.type == "counter"): family.type
