@@ -38,6 +38,9 @@ LISTEN = ("127.0.0.1:1053", "[::1]:1053")
     multiple=True,
     help="Resolver to ask for all other names; again for more. [default: /etc/resolv.conf's]",
 )
+@click.option(
+    "--metrics", metavar="ADDRESS:PORT", help="Where to serve /metrics. [default: nowhere]"
+)
 @config_options(
     (
         *("kubeconfig", "min_sync_period", "dns_recursion", "dns_rate", "dns_log"),
@@ -45,19 +48,26 @@ LISTEN = ("127.0.0.1:1053", "[::1]:1053")
         *("log_level", "log_format"),
     )
 )
-def command(listen: tuple[str, ...], config_file: str | None, **flags: Any) -> None:
+def command(
+    listen: tuple[str, ...], metrics: str | None, config_file: str | None, **flags: Any
+) -> None:
     """Answer DNS questions for the names of Services until stopped, and do nothing else.
 
     It needs no rights but to bind its ports. SIGHUP reads the manifests again.
     """
     from svcdp.node import dns, logs
     from svcdp.node.config import load
-    from svcdp.node.values import Bind
 
     config = load(config_file, flags=flags).config
-    try:
-        places = [place for each in listen if (place := Bind(each).place)]
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--listen") from None
+    places = [place for each in listen if (place := _place(each, "--listen"))]
     logs.configure(config.log_level, config.log_format)
-    dns.run(config, places)
+    dns.run(config, places, _place(metrics, "--metrics") if metrics else None)
+
+
+def _place(text: str, option: str) -> tuple[str, int] | None:
+    from svcdp.node.values import Bind
+
+    try:
+        return Bind(text).place
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from None

@@ -21,12 +21,14 @@ from svcdp.discovery.limits import LOCAL_NETWORKS
 from svcdp.discovery.names import Names
 from svcdp.discovery.resolver import Resolver
 from svcdp.discovery.upstream import Forwarder, Upstream
-from svcdp.errors import ConfigError
+from svcdp.errors import ConfigError, PlatformError
 from svcdp.kube import ApiServerSource, ManifestSource, NodeContext
 from svcdp.kube.allocations import AllocatingSource
 from svcdp.kube.allocationsfile import AllocationsFile
 from svcdp.node.config import NodeConfig
 from svcdp.node.context import api_client
+from svcdp.node.http import HttpServer, Place, Response, routed
+from svcdp.node.metrics import CONTENT_TYPE, dns_metrics
 from svcdp.sync import ServiceChange, Sync
 from svcdp.types import ServiceSpec
 
@@ -39,18 +41,23 @@ RESOLV_CONF = "/etc/resolv.conf"
 _Result = TypeVar("_Result")
 
 
-def run(config: NodeConfig, listen: Sequence[tuple[str, int]]) -> None:
-    """Answer questions until SIGTERM or SIGINT, without a dataplane. SIGHUP reads the manifests
-    again. Raises :class:`svcdp.SvcdpError` for what ends it.
+def run(
+    config: NodeConfig, listen: Sequence[tuple[str, int]], metrics: Place | None = None
+) -> None:
+    """Answer questions until SIGTERM or SIGINT, without a dataplane, and tell of them at
+    ``metrics``. SIGHUP reads the manifests again. Raises :class:`svcdp.SvcdpError` for what ends
+    it.
     """
     if not (config.manifests or config.kubeconfig):
         raise ConfigError("no names: give a folder with -f, or a cluster with --kubeconfig")
-    asyncio.run(_run(config, listen))
+    asyncio.run(_run(config, listen, metrics))
 
 
-async def _run(config: NodeConfig, listen: Sequence[tuple[str, int]]) -> None:
+async def _run(
+    config: NodeConfig, listen: Sequence[tuple[str, int]], metrics: Place | None
+) -> None:
     source = ManifestSource(config.manifests) if config.manifests else None
-    serving = asyncio.create_task(_serve(config, listen, source))
+    serving = asyncio.create_task(_serve(config, listen, metrics, source))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)
@@ -62,7 +69,10 @@ async def _run(config: NodeConfig, listen: Sequence[tuple[str, int]]) -> None:
 
 
 async def _serve(
-    config: NodeConfig, listen: Sequence[tuple[str, int]], source: ManifestSource | None
+    config: NodeConfig,
+    listen: Sequence[tuple[str, int]],
+    metrics: Place | None,
+    source: ManifestSource | None,
 ) -> None:
     async with contextlib.AsyncExitStack() as undo:
         client = api_client(config)
@@ -70,6 +80,8 @@ async def _serve(
             undo.push_async_callback(client.close)
         thread = DnsThread(config, listen)
         undo.push_async_callback(thread.close)
+        if metrics is not None:
+            undo.push_async_callback((await _tell_at(metrics, thread.server)).close)
         sync = await undo.enter_async_context(Sync(_NoProxy(), NodeContext()))
         sync.subscribe(thread.tell)
         if source is not None:
@@ -82,6 +94,17 @@ async def _serve(
         where = ",".join(str(Upstream(*place)) for place in listen)
         log.info("serving", extra={"listen": where, **sync.counts._asdict()})
         await asyncio.Event().wait()
+
+
+async def _tell_at(place: Place, server: DnsServer) -> HttpServer:
+    text = dns_metrics(server)
+    web = HttpServer(routed({"/metrics": lambda request: Response(text(), CONTENT_TYPE)}))
+    try:
+        await web.listen(place)
+    except OSError as error:
+        message = f"{place[0]}, port {place[1]}: {error.strerror}"
+        raise PlatformError(error.errno, message) from None
+    return web
 
 
 def _completed(source: ManifestSource, config: NodeConfig) -> AllocatingSource:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     PlatformCollector,
     ProcessCollector,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from svcdp.io.nfqueue import QueueWorkers
     from svcdp.node.health import Health
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "Metrics", "dns_metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -56,12 +57,9 @@ class Metrics:
     """``observe`` and ``probed`` are told of what happens; the rest is read by `text`."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._clock = clock
         self._started = clock()
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
+        self._registry = _new_registry()
         self._sync_seconds = Histogram(
             "kubeproxy_sync_proxy_rules_duration_seconds",
             "Time of an update of what is served, of both IP families.",
@@ -121,6 +119,24 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+def dns_metrics(server: DnsServer) -> Callable[[], bytes]:
+    """A function that tells of a server without a dataplane, in Prometheus' text format."""
+    registry = _new_registry()
+    registry.register(_Dns(server))
+    return lambda: generate_latest(registry)
+
+
+def _new_registry() -> CollectorRegistry:
+    """Of this process and program."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    build = Gauge("svcdp_build_info", "Constant 1.", ["version"], registry=registry)
+    build.labels(version=__version__).set(1)
+    return registry
+
+
 class _State(Collector):
     def __init__(
         self, dataplane: Dataplane, workers: QueueWorkers, sync: Sync, health: Health
@@ -131,9 +147,6 @@ class _State(Collector):
         self._health = health
 
     def collect(self) -> Iterator[Metric]:
-        build = GaugeMetricFamily("svcdp_build_info", "Constant 1.", labels=["version"])
-        build.add_metric([__version__], 1)
-        yield build
         yield from self._of_sync()
         yield from self._of_dataplane()
         yield from self._of_queues()

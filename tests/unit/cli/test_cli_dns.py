@@ -13,12 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import dns.message
 import dns.query
 import dns.rcode
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+import svcdp
 from svcdp.cli.group import run
 
 DEADLINE = 20.0  # seconds
@@ -45,12 +49,16 @@ def ask(port: int, name: str, namespace: str = "shop") -> dns.message.Message:
     return dns.query.udp(query, "127.0.0.1", port=port, timeout=DEADLINE)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @contextmanager
 def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server that answers, and its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "svcdp", "dns", "--zone", "example.org", *arguments]
     process = subprocess.Popen(
         [*command, "--listen", f"127.0.0.1:{port}"], stderr=subprocess.PIPE, text=True
@@ -97,6 +105,29 @@ def test_addresses_that_manifests_leave_out_are_those_of_a_node(tmp_path: Path) 
     assert file.read_bytes() == before  # it is the node's
 
 
+def test_metrics(tmp_path: Path) -> None:
+    write(tmp_path, web="10.96.0.10")
+    there = free_port()
+    with serving("-f", str(tmp_path), "--metrics", f"127.0.0.1:{there}") as (_, port):
+        for name in ("web", "web", "nobody"):
+            ask(port, name)
+        with urlopen(f"http://127.0.0.1:{there}/metrics", timeout=DEADLINE) as response:
+            text = response.read().decode()
+        found = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        assert found["svcdp_dns_queries_total", "udp"] == 3
+        assert found["svcdp_dns_responses_total", "NOERROR"] == 2
+        assert found["svcdp_dns_responses_total", "NXDOMAIN"] == 1
+        assert found["svcdp_build_info", svcdp.__version__] == 1
+        assert ("process_start_time_seconds",) in found
+        assert not [name for name, *_ in found if name.startswith("kubeproxy")]
+        with pytest.raises(HTTPError, match="404"):
+            urlopen(f"http://127.0.0.1:{there}/configz", timeout=DEADLINE)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -106,6 +137,8 @@ def test_addresses_that_manifests_leave_out_are_those_of_a_node(tmp_path: Path) 
         (["-f", ".", "--upstream", "ns.example"], "dnsUpstreams[0]: 'ns.example' is not an addr"),
         (["-f", ".", "--dns-recursion", "me"], "dnsRecursion[0]: 'me' does not appear to be"),
         (["-f", ".", "--listen", "192.0.2.1:1053"], "192.0.2.1, port 1053: "),
+        (["-f", ".", "--metrics", "here"], "'here' is not an address and port"),
+        (["-f", ".", "--metrics", "192.0.2.1:9153"], "192.0.2.1, port 9153: "),
     ],
 )
 def test_what_is_wrong(
