@@ -1,17 +1,19 @@
-"""One client asks for 10,000 names a second that nobody has; others notice nothing of it."""
+"""One client asks 10,000 questions a second; others notice nothing of it."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 
 import dns.exception
 import dns.message
 import dns.query
 import dns.rcode
 import pytest
-from traffic import CLUSTER_IPS, PORT, Load, Start
+from traffic import CLUSTER_IPS, PORT, Load, Start, endpoint_slice, write_objects
 
 from svcdp.lab import Namespace, Topology
 
@@ -22,14 +24,24 @@ SERVER = "10.96.0.53"
 RATE, SECONDS = 10_000, 4
 QUESTIONS = 100
 TIMEOUT, ATTEMPTS = 2.0, 3  # seconds, and how often a resolver asks
+#: Of a headless Service. To tell of it takes so long that few questions leave no time for others.
+CROWD = [f"10.1.{number >> 8}.{number & 255}" for number in range(512, 1512)]
+#: The label that a question begins with, if it is not another one each time, and zones in turn.
+FLOODS = {
+    "names that nobody has": ("", ("default.svc.cluster.local", "example.com")),
+    "all of a large Service": ("crowd", ("default.svc.cluster.local",)),
+}
 
-#: A question of its own in each datagram, half of them for names outside of the cluster. What was
-#: not sent in time is sent as soon as can be; the number that was sent is printed.
+#: A question in each datagram. What was not sent in time is sent as soon as can be; the number
+#: that was sent is printed.
 FLOOD = f"""
 import os, socket, struct, sys, time
 
 HEAD = struct.pack("!6H", 0, 0x0100, 1, 0, 0, 0)
-ZONES = (b"\\x07default\\x03svc\\x07cluster\\x05local\\0", b"\\x07example\\x03com\\0")
+ZONES = [
+    b"".join(bytes([len(label)]) + label.encode() for label in zone.split(".")) + b"\\0"
+    for zone in sys.argv[2:]
+]
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.connect(("{SERVER}", 53))
 print("ready", flush=True)
@@ -37,9 +49,10 @@ sys.stdin.readline()
 begin, sent = time.monotonic(), 0
 while sent < {RATE * SECONDS}:
     while sent < min((time.monotonic() - begin) * {RATE}, {RATE * SECONDS}):
-        label = os.urandom(8).hex().encode()
+        label = (sys.argv[1] or os.urandom(8).hex()).encode()
+        name = bytes([len(label)]) + label + ZONES[sent % len(ZONES)]
         try:
-            sock.send(HEAD + bytes([len(label)]) + label + ZONES[sent % 2] + b"\\0\\1\\0\\1")
+            sock.send(HEAD + name + b"\\0\\1\\0\\1")
         except ConnectionRefusedError:
             sys.exit("nobody listens any more")
         sent += 1
@@ -48,20 +61,37 @@ print(sent)
 """
 
 
-def ask(source: Namespace, name: str) -> dns.message.Message:
-    """What a resolver gets."""
+def ask(source: Namespace, name: str) -> tuple[dns.message.Message, int]:
+    """What a resolver gets, and how often it asked."""
     query = dns.message.make_query(f"{name}.default.svc.cluster.local", "A")
-    for _ in range(ATTEMPTS - 1):
+    for attempt in range(1, ATTEMPTS):
         with suppress(dns.exception.Timeout):
-            return source.call(dns.query.udp, query, SERVER, TIMEOUT)
-    return source.call(dns.query.udp, query, SERVER, TIMEOUT)
+            return source.call(dns.query.udp, query, SERVER, TIMEOUT), attempt
+    return source.call(dns.query.udp, query, SERVER, TIMEOUT), ATTEMPTS
 
 
-def test_a_flood_of_names(cluster: Topology, start: Start) -> None:
+@pytest.mark.parametrize(("label", "zones"), FLOODS.values(), ids=FLOODS)
+def test_a_flood(
+    cluster: Topology, folder: Path, start: Start, label: str, zones: tuple[str, ...]
+) -> None:
     pod = cluster.servers[2].namespace
+    crowd = [{"addresses": [each]} for each in CROWD]
+    write_objects(
+        folder / "manifests",
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "crowd"},
+            "spec": {"clusterIP": "None", "ports": [{"port": PORT}]},
+        },
+        endpoint_slice("crowd", "IPv4", [{"port": PORT, "protocol": "TCP"}], crowd),
+        name="crowd",
+    )
     with start("--dns", "--dns-addresses", SERVER, "--dns-upstreams", "127.0.0.1:9") as daemon:
         flood = cluster.client.popen(
-            [sys.executable, "-c", FLOOD], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", FLOOD, label, *zones],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         assert flood.stdin is not None
         assert flood.stdout is not None
@@ -69,12 +99,13 @@ def test_a_flood_of_names(cluster: Topology, start: Start) -> None:
         with Load(pod, [(address, PORT) for address in CLUSTER_IPS]) as load:
             flood.stdin.write("go\n")
             flood.stdin.flush()
-            asked = 0
-            while flood.poll() is None or asked < QUESTIONS:
-                (rrset,) = ask(pod, "web").answer
-                assert [record.to_text() for record in rrset] == [CLUSTER_IPS[0]]
-                asked += 1
+            attempts: Counter[int] = Counter()
+            while flood.poll() is None or attempts.total() < QUESTIONS:
+                answer, attempt = ask(pod, "web")
+                assert [record.to_text() for record in answer.answer[0]] == [CLUSTER_IPS[0]]
+                attempts[attempt] += 1
         assert int(flood.stdout.read()) == RATE * SECONDS
+        assert attempts[1] > 0.9 * attempts.total()
         assert load.failures == []
-        assert ask(pod, "nobody").rcode() == dns.rcode.NXDOMAIN
+        assert ask(pod, "nobody")[0].rcode() == dns.rcode.NXDOMAIN
         assert daemon.process.poll() is None
