@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from traffic import PORT, PORTS, Start, ask, endpoint_slice, write_objects
+from traffic import PORT, PORTS, Start, all_meet, ask, endpoint_slice, write_objects
 
 from svcdp.cli._demo.daemon import RunningDaemon
 from svcdp.lab import Namespace, Server, Topology, wait_until
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.netns
 
 TIMEOUT = 10.0  # seconds
 DNS = ("10.96.0.10", "fd00:10:96::a")  # the tenth of each service CIDR
+METRICS = 9153  # as of kube-dns
 WEB = ("10.96.0.80", "fd00:10:96::80")
 SVC = "svc.cluster.local"
 #: More than a datagram of 512 bytes holds.
@@ -86,8 +87,11 @@ def write(folder: Path, cluster: Topology, *more: dict[str, Any]) -> None:
         "metadata": {"name": "remote"},
         "spec": {"type": "ExternalName", "externalName": REMOTE},
     }
-    # The DNS Service itself is one that Pods of another server should serve: they do not.
-    kube_dns = service("kube-dns", DNS, {"name": "dns", "port": 53, "protocol": "UDP"})
+    # The DNS Service itself is one whose Pods would answer: they are not asked.
+    dns = {"name": "dns", "port": 53, "protocol": "UDP"}
+    metrics = {"name": "metrics", "port": METRICS, "protocol": "TCP"}
+    kube_dns = service("kube-dns", DNS, dns, metrics)
+    served = [dns | {"port": PORTS[1]}, metrics | {"port": PORTS[0]}]
     write_objects(
         folder / "manifests",
         service("web", WEB, http),
@@ -100,6 +104,8 @@ def write(folder: Path, cluster: Topology, *more: dict[str, Any]) -> None:
         ),
         external,
         kube_dns,
+        endpoint_slice("kube-dns", "IPv4", served, [{"addresses": [b.ipv4]}]),
+        endpoint_slice("kube-dns", "IPv6", served, [{"addresses": [b.ipv6]}]),
         *more,
     )
 
@@ -298,3 +304,20 @@ def test_the_address_is_taken_over_and_given_back(
     remove = [sys.executable, "-m", "svcdp", "rules", "remove", "--run-dir", str(folder / "run")]
     cluster.node.run(remove)
     assert local_routes(cluster.node) == set()
+
+
+def test_other_ports_of_the_address_are_the_services(
+    cluster: Topology, folder: Path, start: Start, inside: In
+) -> None:
+    """Names are told at port 53 by the node, metrics by the Pods that the Service has."""
+    write(folder, cluster)
+    pod = cluster.servers[2].namespace
+    everywhere = (pod, cluster.node, cluster.client)
+    with start("--dns"):
+        assert local_routes(cluster.node) == set(DNS)
+        for _ in range(2):
+            assert all_meet(everywhere, [(each, METRICS) for each in DNS]) == {"b"}
+            assert all_meet(everywhere, [(each, METRICS + 1) for each in DNS]) == {"refused"}
+            for where in everywhere:
+                for server in DNS:
+                    assert dig(inside, where, f"@{server}", f"web.default.{SVC}") == {WEB[0]}
