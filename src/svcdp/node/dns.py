@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import re
 import signal
@@ -195,5 +196,12 @@ def host_upstreams(own: Iterable[str], file: str = RESOLV_CONF) -> list[Upstream
         text = Path(file).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    found = re.findall(r"^[ \t]*nameserver[ \t]+([0-9a-fA-F.:%\w]+)", text, re.M)
-    return [Upstream(each) for each in found if each not in set(own)]
+    ours = set(map(ipaddress.ip_address, own))
+    found = []
+    for address in re.findall(r"^[ \t]*nameserver[ \t]+([^\s#;]+)", text, re.M):
+        try:
+            if ipaddress.ip_address(address) not in ours:
+                found.append(Upstream(address))
+        except ValueError:  # the C library passes over it, too
+            log.warning("no address of a resolver", extra={"file": file, "nameserver": address})
+    return found

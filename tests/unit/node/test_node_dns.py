@@ -59,3 +59,17 @@ def test_the_resolvers_of_the_host(tmp_path: Path) -> None:
     found = host_upstreams(["10.96.0.10"], str(file))
     assert found == [Upstream("192.0.2.1"), Upstream("fe80::1%eth0")]
     assert host_upstreams([], str(tmp_path / "none")) == []
+
+
+def test_what_is_no_resolver_of_the_host(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A name would be looked up by itself, and hold all others up meanwhile."""
+    file = tmp_path / "resolv.conf"
+    file.write_text(
+        "nameserver ns.example\nnameserver 999.1.1.1\nnameserver 2001:DB8::1 # one\n"
+        "nameserver 192.0.2.1;two\nnameserver 0x01\nnameserver 192.0.2.2 192.0.2.3\n"
+    )
+    found = host_upstreams(["2001:db8:0::1"], str(file))
+    assert found == [Upstream("192.0.2.1"), Upstream("192.0.2.2")]
+    assert [record.__dict__["nameserver"] for record in caplog.records] == (
+        ["ns.example", "999.1.1.1", "0x01"]
+    )
