@@ -436,6 +436,18 @@ def test_a_retry_stays_where_nobody_else_is(
     assert bench.answer(first).reason == Reason.REPLY
 
 
+def test_who_is_alone_fails_each_client_once() -> None:
+    bench = Trial(ONE, health=PassiveHealth(failures=2))
+    for port, failures, ejected in ((1, 1, set()), (2, 2, {ONE})):
+        for _ in range(3):
+            assert bench.syn(port).destination == ONE
+            bench.now += SECOND
+        (status,) = bench.dp.services()[0].destinations
+        assert (status.failures, bench.ejected()) == (failures, ejected)
+    assert bench.syn(3).destination == ONE  # better than nobody
+    assert bench.dp.stats().retries == 0
+
+
 @pytest.mark.parametrize(
     ("destinations", "fields"),
     [
