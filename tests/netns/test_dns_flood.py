@@ -26,10 +26,13 @@ QUESTIONS = 100
 TIMEOUT, ATTEMPTS = 2.0, 3  # seconds, and how often a resolver asks
 #: Of a headless Service. To tell of it takes so long that few questions leave no time for others.
 CROWD = [f"10.1.{number >> 8}.{number & 255}" for number in range(512, 1512)]
-#: The label that a question begins with, if it is not another one each time, and zones in turn.
+REFUSES, SILENT = "127.0.0.1:9", "192.0.2.77"  # upstreams
+#: The label that a question begins with, if it is not another one each time, zones in turn, and
+#: whom the server may ask.
 FLOODS = {
-    "names that nobody has": ("", ("default.svc.cluster.local", "example.com")),
-    "all of a large Service": ("crowd", ("default.svc.cluster.local",)),
+    "names that nobody has": ("", ("default.svc.cluster.local", "example.com"), REFUSES),
+    "names that nobody tells": ("", ("example.com",), SILENT),
+    "all of a large Service": ("crowd", ("default.svc.cluster.local",), REFUSES),
 }
 
 #: A question in each datagram. What was not sent in time is sent as soon as can be; the number
@@ -70,9 +73,9 @@ def ask(source: Namespace, name: str) -> tuple[dns.message.Message, int]:
     return source.call(dns.query.udp, query, SERVER, TIMEOUT), ATTEMPTS
 
 
-@pytest.mark.parametrize(("label", "zones"), FLOODS.values(), ids=FLOODS)
+@pytest.mark.parametrize(("label", "zones", "upstream"), FLOODS.values(), ids=FLOODS)
 def test_a_flood(
-    cluster: Topology, folder: Path, start: Start, label: str, zones: tuple[str, ...]
+    cluster: Topology, folder: Path, start: Start, label: str, zones: tuple[str, ...], upstream: str
 ) -> None:
     pod = cluster.servers[2].namespace
     crowd = [{"addresses": [each]} for each in CROWD]
@@ -87,7 +90,7 @@ def test_a_flood(
         endpoint_slice("crowd", "IPv4", [{"port": PORT, "protocol": "TCP"}], crowd),
         name="crowd",
     )
-    with start("--dns", "--dns-addresses", SERVER, "--dns-upstreams", "127.0.0.1:9") as daemon:
+    with start("--dns", "--dns-addresses", SERVER, "--dns-upstreams", upstream) as daemon:
         flood = cluster.client.popen(
             [sys.executable, "-c", FLOOD, label, *zones],
             stdin=subprocess.PIPE,
