@@ -6,7 +6,8 @@ where readiness, traffic policies or topology take the new ones elsewhere.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from random import Random
 from typing import Any
 
 import pytest
@@ -378,6 +379,64 @@ def test_an_affinity_ends_where_a_flow_stays() -> None:
         assert cluster.new_ones(CLUSTER_IP, POD, 51000) == {B}
 
     run(test)
+
+
+STATES = {
+    "ready": ("ready",),
+    "not ready": ("-ready", "serving"),
+    "terminates": ("-ready", "serving", "terminating"),
+    "dead": ("-ready", "-serving"),
+}
+
+
+def course(random: Random) -> Iterator[tuple[set[str], Dataplane]]:
+    """A cluster over time: who serves now, and what packets meet."""
+    dataplane = Dataplane(1000, seed=1, clock=lambda: 0)
+    for _ in range(20):
+        states = {
+            address: random.choice([*STATES, ""]) for address in (A, B, "10.1.0.3")
+        }  # "": it is not there
+        found = [
+            hinted(
+                endpoint(address, *STATES[state], node=random.choice(["n1", "n2"])),
+                random.choice([{}, IN_A, IN_B]),
+            )
+            for address, state in states.items()
+            if state
+        ]
+        policy = policies(random.choice([CLUSTER, LOCAL]))
+        is_there = random.random() < 0.95
+        dataplane.apply(resolve(objects(*found, **policy) if is_there else [], NODE))
+        if random.random() < 0.3:
+            dataplane.sweep()
+        serving = {address for address, state in states.items() if state not in ("", "dead")}
+        yield serving if is_there else set(), dataplane
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_course_of_events(seed: int) -> None:
+    """A flow stays with its endpoint exactly as long as that serves; else new ones' way is its."""
+    random = Random(seed)
+    held: dict[tuple[str, int], str | None] = {}
+    left: set[tuple[str, int]] = set()  # whose endpoint did not serve since the last datagram
+    for serving, dataplane in course(random):
+        left |= {to for to, address in held.items() if address not in serving}
+        for number, to in enumerate(ADDRESSES):
+            if random.random() < 0.4:
+                continue
+            client = POD if to == CLUSTER_IP else OUTSIDE
+            said = dataplane.explain(f"udp {client}:9 -> {to[0]}:{to[1]}")
+            result = dataplane.process(wire.packet("udp", client, 40000 + number, *to))
+            address = result.destination[0] if result.destination else None
+            if held.get(to) and to not in left:
+                assert (result.reason, address) == (Reason.ESTABLISHED, held[to])
+            elif address is None:
+                assert said.destinations == ()
+            else:
+                assert address in serving
+                assert address == held.get(to) or address in {e.address for e in said.destinations}
+            held[to] = address
+            left.discard(to)
 
 
 def test_what_is_kept_is_let_go_of_when_its_flows_are_over() -> None:
