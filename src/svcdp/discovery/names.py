@@ -164,9 +164,10 @@ class Names:
             return self._deny(key, Rcode.NOERROR)
         if not chosen:  # the owner of a SOA record is a name at or above
             return Answer(authority=(self._soa(name),), is_own=True)
-        length = len(_rdata(chosen[0]).to_wire() or b"") + RECORD_HEAD
-        # In any order: some clients take the first, always.
-        chosen = random.sample(chosen, min(len(chosen), ANSWER_MAX // length))
+        if len(chosen) > 1:
+            length = len(_rdata(chosen[0]).to_wire() or b"") + RECORD_HEAD
+            # In any order: some clients take the first, always.
+            chosen = random.sample(chosen, min(len(chosen), ANSWER_MAX // length))
         additional = tuple(self._targets(chosen))
         return Answer(answer=(_rrset(name, chosen),), additional=additional, is_own=True)
 
