@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -240,6 +241,43 @@ def test_affinity(scene: Scene) -> None:
     time.sleep(1.1)  # only to stay away ends it
     # Round robin, and nobody else asked.
     assert [{"a": "b", "b": "a"}[meets(c.namespace, target)] for target in scene.virtual] == before
+
+
+#: Of the annotation svcdp.io/on-endpoint-removal: its value, and whether connections end.
+REMOVALS = [(None, False), ("drain", False), ("drain=1s", True), ("reset", True), ("never", False)]
+
+
+@pytest.mark.parametrize(("removal", "ends"), REMOVALS)
+def test_connections_of_a_removed_endpoint(scene: Scene, removal: str | None, ends: bool) -> None:
+    """They go on, or clients hear of their end when they next send."""
+    a, b, _ = scene.cluster.servers
+    asked = web()
+    if removal:
+        asked["metadata"]["annotations"] = {"svcdp.io/on-endpoint-removal": removal}
+    scene.have(asked, *served_by({a: READY}))
+    with ExitStack() as stack:
+        kept = [
+            stack.enter_context(Kept(source, target))
+            for source in scene.clients
+            for target in (*scene.virtual, *scene.node_ports())
+        ]
+        assert {each.ask()["server"] for each in kept} == {"a"}
+        scene.have(asked, *served_by({b: READY}))
+        assert all_meet(scene.clients, scene.virtual) == {"b"}
+        if not ends:
+            assert {each.ask()["server"] for each in kept} == {"a"}
+            return
+        for each in kept:
+            wait_until(partial(is_reset, each), TIMEOUT, "the client hears of it")
+
+
+def is_reset(connection: Kept) -> bool:
+    """By the next request; until then it is answered by server a."""
+    try:
+        assert connection.ask()["server"] == "a"
+    except ConnectionResetError:
+        return True
+    return False
 
 
 def test_terminating_endpoints(scene: Scene) -> None:
