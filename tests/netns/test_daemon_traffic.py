@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,6 +237,45 @@ def test_rules_that_cannot_be_are_an_error(untouched: None, stage: Stage, folder
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert err.splitlines()[-1].startswith("error: packets cannot be captured here")
+
+
+TOOLS = ("ipset", "iptables-restore", "ip6tables-restore", "nft")
+
+
+def test_what_is_served_goes_on_while_rules_cannot_be_changed(
+    untouched: None, stage: Stage, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while another program holds the lock of iptables for long: probes fail, no client does,
+    and what came meanwhile is served afterwards.
+    """
+    broken = folder / "broken"
+    tools = folder / "bin"
+    tools.mkdir()
+    for tool in filter(shutil.which, TOOLS):
+        script = tools / tool
+        script.write_text(
+            f'#!/bin/sh\n[ ! -e {broken} ] && exec {shutil.which(tool)} "$@"\nexit 4\n'
+        )
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    with running_daemon(stage.node.popen, folder, *stage.daemon_arguments) as daemon:
+        assert failures(ask_everything(stage.client, stage.node_addresses)) == []
+        broken.touch()
+        write(folder / "manifests", stage.backends)
+        told = "update failed, will be tried again"
+        log = folder / "log"
+        wait_until(lambda: told in log.read_text(), TIMEOUT, "the failure")
+        for _ in range(3):  # the first retries come within seconds
+            assert failures(ask_everything(stage.client, stage.node_addresses)) == []
+        assert any(told in problem for problem in problems(daemon))
+        broken.unlink()
+        every = {each.ipv4 for each in stage.backends}
+
+        def served() -> set[str]:
+            return {each["address"] for each in daemon.get("endpoints")} & every
+
+        wait_until(lambda: served() == every, TIMEOUT * 4, "the third server")
+        assert failures(ask_everything(stage.client, stage.node_addresses)) == []
 
 
 def test_rules_can_be_applied_and_removed_by_hand(

@@ -35,7 +35,8 @@ class Backend(abc.ABC):
     def apply(self, plan: CapturePlan) -> None:
         """Capture exactly what the plan says, whatever was captured before.
 
-        If a step fails, everything is taken back: then nothing is captured.
+        If a step fails, everything is taken back: then nothing is captured. Unless something is in
+        force that this object applied before: that stays, but for what the steps before changed.
         """
 
     @abc.abstractmethod
@@ -89,6 +90,7 @@ class KernelBackend(Backend):
         self._sysctls = Sysctls(run_dir)
         self._refused = ""  # what the kernel last said of next hops
         self._tracked = False  # what was last applied is for a host that tracks connections
+        self._in_force = False  # something was applied, and not taken back
 
     # Processes that a thread starts are in its namespace, so the tools need no option for it.
 
@@ -132,9 +134,11 @@ class KernelBackend(Backend):
             self._report(hops.apply(plan.hops, _field(plan)))
             self._sysctls.apply()
         except BaseException:
-            with contextlib.suppress(SvcdpError):  # the first error says why
-                self._remove()
+            if not self._in_force:
+                with contextlib.suppress(SvcdpError):  # the first error says why
+                    self._remove()
             raise
+        self._in_force = True
 
     def _update(
         self, field: hops.Field, added: Collection[Item], removed: Collection[Item]
@@ -168,6 +172,7 @@ class KernelBackend(Backend):
         return ""
 
     def _remove(self) -> None:
+        self._in_force = False
         with contextlib.ExitStack() as steps:  # all of them, whatever fails; backwards
             # What is captured needs its routes, and what the sysctls allow needs the guard.
             steps.callback(routes.remove)

@@ -31,6 +31,32 @@ def test_a_failed_step_takes_back_those_before(host: Host, tool: str) -> None:
     assert not Path(host.run_dir).exists()
 
 
+@pytest.mark.parametrize("tool", ["ipset", "iptables-restore", "ip6tables-restore"])
+def test_what_is_in_force_stays_when_it_cannot_be_renewed(host: Host, tool: str) -> None:
+    """As when somebody else holds the lock of iptables: those who are served go on to be."""
+    host.install()
+    backend = IptablesBackend(None, host.run_dir)
+    plan = CapturePlan(items=frozenset({Element("virtual", "10.96.0.11", "tcp", 80)}))
+    backend.apply(plan)
+    in_force = host.values()
+    assert in_force != "0 0"
+    host.log()
+    host.fails(tool, "another app is currently holding the xtables lock")
+    with pytest.raises(RulesError, match="holding the xtables lock"):
+        backend.apply(plan)
+    assert "ipset list -name" not in host.log(), "whoever takes back looks for what to destroy"
+    assert host.values() == in_force
+    host.works(tool)
+    backend.apply(plan)
+    # Once taken back, a failure leaves nothing again.
+    backend.remove()
+    assert host.values() == "0 0"
+    host.fails(tool, "line 7 failed")
+    with pytest.raises(RulesError):
+        backend.apply(plan)
+    assert host.values() == "0 0"
+
+
 def test_a_failed_route_takes_back_the_rules(host: Host) -> None:
     host.install()
     plan = CapturePlan(service_cidrs=("10.96.0.0/12",), addresses=("192.0.2.1",))
