@@ -207,8 +207,8 @@ class ServiceSpec:
     special service of an address gets the packet; ranges of one address must not overlap. With
     protocol ``fwmark``, ``port`` is a firewall mark and ``address`` the unspecified address of
     the IP family: see `fwmark_key`. With protocol ``any`` the service turns away, by its rules'
-    ``on_empty``, TCP, UDP and SCTP to a network (``address`` is a CIDR, or one address; ``port``
-    is 0) that no other service gets; it has no destinations.
+    ``on_empty``, what goes to a network (``address`` is a CIDR, or one address; ``port`` is 0) and
+    that no other service gets, but of ICMP pings alone; it has no destinations.
     ``scheduler_flags`` are sh-port, sh-fallback, mh-port and mh-fallback; ``mh_table_size`` is
     a prime from 251 to 655373.
 

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrDestOpt
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6EchoReply,
+    ICMPv6EchoRequest,
+    ICMPv6ND_NS,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrRouting,
+)
+from scapy.layers.l2 import GRE
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet
 from scapy_oracle import CLIENT, REAL, VIRTUAL, header
@@ -230,3 +239,70 @@ def test_how_many_answers_a_second() -> None:
     assert answers(200, 2 * second) == 50
     # A clock that goes back does not silence it.
     assert answers(1, 0) == 1
+
+
+# -- where nobody is but services: pings, and protocols that services do not have ------------------
+
+NETWORKS = {4: ("198.51.100.0/24", "198.51.100.77"), 6: ("2001:db8:77::/64", "2001:db8:77::7")}
+
+
+def turned(address: str, on_empty: str, *sources: str) -> svcdp.ServiceSpec:
+    rule = svcdp.SourceRule(sources=sources, on_empty=on_empty)  # type: ignore[arg-type]
+    return svcdp.ServiceSpec(address, 0, "any", rules=(rule,))
+
+
+def pings(target: str) -> list[Packet]:
+    """Echo requests, and packets of other protocols."""
+    if ":" in target:
+        ip = IPv6(src=CLIENT[6], dst=target)
+        found = [ip / ICMPv6EchoRequest(id=7), ip / IPv6ExtHdrDestOpt() / ICMPv6EchoRequest()]
+    else:
+        ip = IP(src=CLIENT[4], dst=target)
+        found = [ip / ICMP(id=7), IP(src=CLIENT[4], dst=target, options=[IPOption_NOP()]) / ICMP()]
+    return [*found, ip / ip / UDP(), ip / GRE() / b"x"]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_pings_of_services(family: int) -> None:
+    """Refused as what has ports, where the address is a service's; else silence."""
+    dp = svcdp.Dataplane(64, 1, clock=lambda: 0)
+    network, nobody = NETWORKS[family]
+    dp.apply([turned(network, "drop"), turned(VIRTUAL[family], "reject")])
+    for packet in pings(VIRTUAL[family]):
+        answer = answered(dp, packet, Reason.NO_DESTINATION)
+        assert bytes(answer)[-len(packet) :] == bytes(packet), "all of it is quoted"
+    for packet in pings(nobody):
+        result = dp.process(bytearray(bytes(packet)))
+        assert (result.verdict, result.reason) == (Verdict.DROP, Reason.NO_DESTINATION)
+    for packet in pings(REAL[family]):
+        result = dp.process(bytearray(bytes(packet)))
+        assert (result.verdict, result.reason) == (Verdict.PASS, Reason.PROTOCOL)
+    dp.apply([turned(network, "drop", NETWORKS[family][0])])
+    result = dp.process(bytearray(bytes(pings(nobody)[0])))
+    assert (result.verdict, result.reason) == (Verdict.DROP, Reason.SOURCE_RANGE)
+
+
+IP4, IP6 = IP(src=CLIENT[4], dst=VIRTUAL[4]), IPv6(src=CLIENT[6], dst=VIRTUAL[6])
+ROUTE = IPv6ExtHdrRouting(addresses=[REAL[6]], segleft=1)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        *(IP4 / ICMP(type=kind) for kind in (0, 5, 9, 13)),
+        IP4 / ICMP(type=3) / IP4 / ICMP(),
+        IP6 / ICMPv6EchoReply(),
+        IP6 / ICMPv6ND_NS(tgt=VIRTUAL[6]),
+        IP6 / ICMPv6DestUnreach() / IP6 / ICMPv6EchoRequest(),
+        IP6 / ROUTE / ICMPv6EchoRequest(),
+    ],
+    ids=repr,
+)
+def test_what_is_no_ping_of_a_service(packet: Packet) -> None:
+    """Answers, errors, what the kernel has to do with neighbours; and who is on his way still."""
+    dp = svcdp.Dataplane(64, 1, clock=lambda: 0)
+    dp.apply([turned(VIRTUAL[family], "reject") for family in (4, 6)])
+    data = bytes(packet)
+    result = dp.process(bytearray(data))
+    assert result.verdict == Verdict.PASS
+    assert dp.answer(data) is None

@@ -6,6 +6,7 @@ All tests share one node and one daemon.
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from traffic import (
     NODE_PORT,
     PORT,
     PORTS,
+    SILENCE,
     UDP_PORT,
     Kept,
     Target,
@@ -187,6 +189,39 @@ def test_internal_traffic_stays_on_the_node(scene: Scene) -> None:
     assert all_meet(scene.clients, scene.virtual) == {"silence"}
     scene.have(local)
     assert all_meet(scene.clients, [*scene.virtual, *scene.node_ports()]) == {"refused"}
+
+
+def test_pings(scene: Scene) -> None:
+    """A Service's cluster IP refuses them, as a closed port does; where no Service is, nobody
+    answers. None leaves the node.
+    """
+    scene.have(web())
+    for source in scene.clients:
+        source.sysctl("net.ipv4.ping_group_range", "0 0")
+        for address in CLUSTER_IPS:
+            assert source.call(ping, address, TIMEOUT) == "refused"
+    for address in ("10.96.0.77", "fd00:10:96::77"):
+        assert scene.cluster.client.call(ping, address, SILENCE) == "silence"
+    node = scene.cluster.node_ipv4, scene.cluster.node_ipv6
+    assert {scene.cluster.client.call(ping, each, TIMEOUT) for each in node} == {"answered"}
+
+
+def ping(address: str, timeout: float) -> str:
+    """What an echo request meets."""
+    is_six = ":" in address
+    family = socket.AF_INET6 if is_six else socket.AF_INET
+    protocol = socket.getprotobyname("ipv6-icmp" if is_six else "icmp")
+    with socket.socket(family, socket.SOCK_DGRAM, protocol) as sock:
+        sock.settimeout(timeout)
+        sock.connect((address, 0))
+        sock.send(struct.pack(">BBHHH", 128 if is_six else 8, 0, 0, 0, 1))
+        try:
+            sock.recv(100)
+        except ConnectionRefusedError:
+            return "refused"
+        except TimeoutError:
+            return "silence"
+    return "answered"
 
 
 def test_source_ranges(scene: Scene) -> None:

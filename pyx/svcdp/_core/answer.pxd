@@ -179,8 +179,9 @@ cdef inline uint32_t answer(
         if size < 20 or transport[12] < 0x50 or <uint32_t>(transport[12] >> 4) * 4 > size:
             return 0
         view.tcp_flags = transport[13]
-    elif view.protocol != PROTOCOL_UDP and view.protocol != PROTOCOL_SCTP:
-        return 0
+    elif view.protocol == PROTOCOL_ICMP or view.protocol == PROTOCOL_ICMP6:
+        if not is_ping(packet.data, &view):
+            return 0
     if not may_answer(&view):
         return 0
     if view.protocol == PROTOCOL_TCP and packet.answer == SVCDP_ANSWER_DEFAULT:

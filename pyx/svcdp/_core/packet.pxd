@@ -213,6 +213,17 @@ cdef inline uint8_t look_into_gue(const uint8_t *data, View *view) noexcept nogi
     return look_into_tunnel(data, view.quoted_transport + 8, PROTOCOL_UDP, view)
 
 
+cdef inline bint is_ping(const uint8_t *data, const View *view) noexcept nogil:
+    """Whether an ICMP message of the view's family is an echo request, which may be answered by an
+    error.
+    """
+    if view.end - view.transport < 8:
+        return False
+    if view.words == 1:
+        return view.protocol == PROTOCOL_ICMP and data[view.transport] == 8
+    return view.protocol == PROTOCOL_ICMP6 and data[view.transport] == 128
+
+
 cdef inline uint8_t parse_icmp_error(
     const uint8_t *data, uint32_t length, View *view
 ) noexcept nogil:

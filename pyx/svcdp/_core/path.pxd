@@ -190,6 +190,35 @@ cdef inline void route_fragment(
     fragment_remember(&engine.fragments, &engine.table.key, &fragment, &taken, now)
 
 
+cdef inline bint turn_away(
+    Engine *engine, Worker *worker, const Snapshot *snapshot, svcdp_packet *packet
+) noexcept nogil:
+    """Decide what becomes of a ping, or of a packet of another protocol than those of services, in
+    a network where nobody is but services (protocol any). False: it is not there.
+    """
+    cdef View view
+    cdef const Service *service
+    cdef const Rule *rule
+    if parse_ip(packet.data, 0, packet.len, False, &view) != PARSED:
+        return False
+    view.quoted = 0
+    if (
+        view.protocol == PROTOCOL_ICMP or view.protocol == PROTOCOL_ICMP6
+    ) and not is_ping(packet.data, &view):
+        return False
+    service = network_find(&engine.table.key, snapshot, view.destination, view.words)
+    if service is NULL:
+        return False
+    rule = rule_for(service, view.source, packet.mark)
+    if rule is NULL:
+        decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_SOURCE_RANGE)
+    elif rule.on_empty == SVCDP_VERDICT_REJECT:
+        reject(engine, worker, packet, &view, SVCDP_REASON_NO_DESTINATION, rule.answer)
+    else:
+        decide(worker, packet, SVCDP_VERDICT_DROP, SVCDP_REASON_NO_DESTINATION)
+    return True
+
+
 cdef inline void handle(
     Engine *engine, Worker *worker, const Snapshot *snapshot, svcdp_packet *packet,
     View *view, Service *service, int64_t now
@@ -215,7 +244,7 @@ cdef inline void handle(
         spin_unlock(&conn.lock)
     elif view.reason == SVCDP_REASON_FRAGMENT:
         route_fragment(engine, worker, snapshot, packet, view, now)
-    else:
+    elif view.reason != SVCDP_REASON_PROTOCOL or not turn_away(engine, worker, snapshot, packet):
         decide(worker, packet, SVCDP_VERDICT_PASS, view.reason)
 
 
