@@ -278,6 +278,12 @@ CONFLICTS = [
         "shop/b:http",
     ),
     case(
+        "an external address that is the node's before a node port",
+        nodeport("a", "10.96.0.1", created=OLD),
+        service("b", externalIPs=["192.0.2.1"], ports=[port(30080)], created=NEW),
+        "shop/b:http",
+    ),
+    case(
         "two node ports",
         nodeport("a", "10.96.0.1", created=NEW),
         nodeport("b", "10.96.0.2", created=OLD),

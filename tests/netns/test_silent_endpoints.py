@@ -6,7 +6,16 @@ import ipaddress
 from pathlib import Path
 
 import pytest
-from traffic import CLUSTER_IPS, PORT, PORTS, Start, ask, endpoint_slice, write_objects
+from traffic import (
+    CLUSTER_IPS,
+    PORT,
+    PORTS,
+    Start,
+    ask,
+    endpoint_slice,
+    meets,
+    write_objects,
+)
 
 from svcdp.lab import Topology
 
@@ -21,6 +30,26 @@ SERVICE = {
         "ports": [{"name": "http", "port": PORT}],
     },
 }
+
+
+@pytest.mark.parametrize("answer", ["tcp-reset", "icmp-port-unreachable"])
+def test_an_endpoint_that_refuses_is_passed_over(
+    cluster: Topology, folder: Path, start: Start, answer: str
+) -> None:
+    """The client that meets it hears so; the next ones do not meet it."""
+    a, b, c = cluster.servers
+    command = ["iptables", "-A", "INPUT", "-p", "tcp", "--dport", str(PORTS[0])]
+    c.namespace.run([*command, "-j", "REJECT", "--reject-with", answer])
+    ports = [{"name": "http", "port": PORTS[0]}]
+    endpoints = [{"addresses": [each.ipv4]} for each in (a, b, c)]
+    slices = endpoint_slice("web", "IPv4", ports, endpoints)
+    write_objects(folder / "manifests", SERVICE, slices)
+    with start() as daemon:
+        met = [meets(cluster.client, (CLUSTER_IPS[0], PORT)) for _ in range(9)]
+        assert met.count("refused") == 1
+        assert set(met) == {"a", "b", "refused"}
+        (gone,) = [each for each in daemon.get("endpoints") if each["ejected"]]
+        assert (gone["address"], gone["failures"]) == (c.ipv4, 1)
 
 
 def test_a_silent_endpoint_is_left_and_then_passed_over(
