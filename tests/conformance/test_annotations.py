@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +44,23 @@ def test_names_are_those_of_the_dataplane() -> None:
     assert {name: set(flags) for name, flags in reading.FLAGS.items()} == {
         name: set(flags) for name, flags in schedulers.FLAGS.items()
     }
+
+
+def test_names_are_those_of_the_reference() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `svcdp.io/")]
+    assert set(re.findall(r"`svcdp\.io/([a-z-]+)`", " ".join(cells))) == reading.NAMES
+
+
+def test_a_name_that_nobody_knows_is_told_of() -> None:
+    """Unless it is somebody else's."""
+    asked = {"svcdp.io/sheduler": "wlc", "svcdp.io/colour": "red", "example.org/scheduler": "x"}
+    found = resolve_all([service(annotations=asked)], NodeContext())
+    assert sorted(map(str, found.problems)) == [
+        "Service shop/web: $.metadata.annotations['svcdp.io/colour']: no annotation is called so",
+        "Service shop/web: $.metadata.annotations['svcdp.io/sheduler']: no annotation is called so:"
+        " did you mean svcdp.io/scheduler?",
+    ]
 
 
 def by_key(found: Resolution) -> dict[tuple[str, int, str], ServiceSpec]:

@@ -208,7 +208,14 @@ ANNOTATIONS = [
     case("no weight", {"weights": "web-0"}, ("rr", "masq", [1, 1, 1]), 1),
     case("two weights", {"weights": "web-0=1,web-0=2"}, ("rr", "masq", [1, 1, 1]), 1),
     case("several mistakes", {"weights": "x", "scheduler": "y"}, ("rr", "masq", [1, 1, 1]), 2),
-    case("somebody else's", {"colour": "red"}, ("rr", "masq", [1, 1, 1]), 0),
+    case("nobody's", {"colour": "red"}, ("rr", "masq", [1, 1, 1]), 1),
+    case("nearly one", {"schedular": "wlc"}, ("rr", "masq", [1, 1, 1]), 1),
+    case(
+        "those of pools",
+        {"load-balancer-ips": "192.0.2.9", "load-balancer-sharing": "x"},
+        ("rr", "masq", [1, 1, 1]),
+        0,
+    ),
 ]
 
 

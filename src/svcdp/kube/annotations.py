@@ -36,11 +36,13 @@
 ``svcdp.io/helper``                ``ftp``: follow data connections, of TCP
 =================================  =============================================
 
-A bad value is reported, and the Service keeps its default.
+A bad value is reported, and the Service keeps its default; so is a name below ``svcdp.io/`` that
+nobody knows. ``svcdp.io/load-balancer-ips`` and ``-sharing`` are read by :mod:`svcdp.kube.pools`.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -68,6 +70,13 @@ STATES = frozenset(
     " sctp_cookie_wait sctp_cookie sctp_cookie_echoed sctp_established sctp_shutdown_sent"
     " sctp_shutdown_received sctp_shutdown_ack_sent sctp_rejected sctp_closed".split()
 )
+
+NAMES = frozenset(
+    "scheduler scheduler-flags weights thresholds forwarding tunnel-type tunnel-port"  # noqa: SIM905
+    " tunnel-checksum mss-clamp port-range timeouts on-endpoint-removal passive-health one-packet"
+    " persistence-netmask persistence-engine helper load-balancer-ips load-balancer-sharing".split()
+)
+"""All annotations of Services, without our prefix."""
 
 T = TypeVar("T")
 RemovalPolicy = Literal["drain", "expire", "drop", "reset"]
@@ -144,7 +153,11 @@ def read_annotations(
     if not texts:
         is_usual = node.scheduler == _DEFAULTS.scheduler
         return _DEFAULTS if is_usual else Annotations(scheduler=node.scheduler), []
-    problems: list[ManifestError] = []
+    problems = [
+        annotation_problem(service, name, f"no annotation is called so{_alike(name)}")
+        for name in texts
+        if name not in NAMES
+    ]
 
     def take(name: str, read: Callable[[str], T], default: T, otherwise: str = "") -> T:
         if name not in texts:
@@ -188,6 +201,11 @@ def read_annotations(
 def annotation_problem(service: Service, name: str, message: str) -> ManifestError:
     """What is wrong with an annotation of a Service; ``name`` is without our prefix."""
     return service.problem(f"metadata.annotations['{_PREFIX}{name}']", message)
+
+
+def _alike(name: str) -> str:
+    close = difflib.get_close_matches(name, NAMES, n=1)
+    return f": did you mean {_PREFIX}{close[0]}?" if close else ""
 
 
 # Readers of values. Each raises ManifestError.
