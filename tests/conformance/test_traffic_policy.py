@@ -244,6 +244,22 @@ def test_hairpin_is_a_matter_of_each_pick(target: tuple[str, int], policy: str) 
     assert {each.address: each.masquerade for each in said} == seen == {L: True, R: False}
 
 
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        case("LoadBalancer", {}, here),
+        case("external addresses", {"type": "ClusterIP"}, here),
+        case("was a LoadBalancer", {"type": "ClusterIP", "externalIPs": None}, both_masqueraded),
+    ],
+)
+def test_who_has_a_policy_for_outside(more: dict[str, Any], expected: Outcome) -> None:
+    """kube-proxy's ExternalPolicyLocal: what a status still says is no address of its own."""
+    left = web("Cluster", "Local")
+    left["spec"] = {**left["spec"], **more}
+    asked = Judge([left, endpoints(*EVERYWHERE)], NODE_HERE)
+    assert asked.outcome(OUTSIDER, VIP, 80) == expected
+
+
 LEAVING = ("-ready", "serving", "terminating")
 #: Who serves, what a Pod and somebody else get outside, external policy Local.
 TERMINATING = [

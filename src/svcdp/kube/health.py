@@ -51,7 +51,7 @@ def local_endpoints(
     """``slices`` are those that carry the Service's name."""
     spec = service.spec
     internal = spec.internal_traffic_policy == "Local"
-    external = spec.external_traffic_policy == "Local" and _faces_outside(service)
+    external = spec.keeps_external_traffic
     if not (internal or external) or not _is_proxied(service, node):
         return _NOTHING
     groups = endpoints_by_port(slices, node)
@@ -92,11 +92,6 @@ def _is_proxied(service: Service, node: NodeContext) -> bool:
         and spec.type != "ExternalName"
         and spec.cluster_ip not in (None, "", "None")
     )
-
-
-def _faces_outside(service: Service) -> bool:
-    """Whether it has an address or a port for clients from outside of the cluster."""
-    return service.spec.type in ("NodePort", "LoadBalancer") or bool(service.spec.external_ips)
 
 
 def _ports(service: Service) -> list[PortKey]:

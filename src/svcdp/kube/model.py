@@ -187,6 +187,14 @@ class ServiceSpec(_Record, frozen=True):
     load_balancer_source_ranges: tuple[str, ...] | None = None
     traffic_distribution: str | None = None
 
+    @property
+    def keeps_external_traffic(self) -> bool:
+        """Whether traffic from outside stays on the node (kube-proxy's ``ExternalPolicyLocal``): by
+        its policy, if it has an address or a port of its own for outside.
+        """
+        is_outside = self.type in ("NodePort", "LoadBalancer") or bool(self.external_ips)
+        return is_outside and self.external_traffic_policy == "Local"
+
 
 class Service(_Record, frozen=True):
     """A ``v1`` Service."""

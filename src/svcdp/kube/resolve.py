@@ -243,7 +243,7 @@ def _outside(
     node: NodeContext,
 ) -> ServiceSpec:
     """The service for those who come by an external address or a node port."""
-    if service.spec.external_traffic_policy != "Local":
+    if not service.spec.keeps_external_traffic:
         return replace(plain, rules=MASQUERADED)
     everybody = sets.all
     return replace(
