@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
 import socket
@@ -29,6 +30,12 @@ MANIFEST = ROOT / "deploy" / "svcdp.yaml"
 ACCOUNT = "system:serviceaccount:svcdp:svcdp"
 NODE, ADDRESS, PORT = "worker-1", "10.96.0.80", 80
 TIMEOUT = 20.0
+POOL = """\
+apiVersion: svcdp.io/v1alpha1
+kind: LoadBalancerPool
+metadata: {name: lan}
+spec: {addresses: [198.51.100.0/30]}
+"""
 
 
 def objects() -> dict[str, Any]:
@@ -63,6 +70,7 @@ def test_the_server_takes_the_manifest(plane: ControlPlane) -> None:
 MAY = [("list", each) for each in ("services", "nodes")]
 MAY += [("watch", "endpointslices.discovery.k8s.io"), ("list", "servicecidrs.networking.k8s.io")]
 MAY += [("create", "events.events.k8s.io"), ("patch", "events.events.k8s.io")]
+MAY += [("list", "loadbalancerpools.svcdp.io")]
 MAY_NOT = [(verb, "secrets") for verb in ("get", "list", "watch")]
 MAY_NOT += [("list", each) for each in ("pods", "configmaps", "events.events.k8s.io")]
 MAY_NOT += [
@@ -71,21 +79,30 @@ MAY_NOT += [
     ("delete", "endpointslices.discovery.k8s.io"),
 ]
 MAY_NOT += [("create", "serviceaccounts/token"), ("get", "services")]
+MAY_NOT += [(verb, "services/status") for verb in ("patch", "update")]
+#: In its own namespace, and in no other one.
+LEASES = [
+    (verb, "leases.coordination.k8s.io") for verb in ("get", "list", "watch", "create", "patch")
+]
 
 
 def test_its_account_may_read_what_it_needs_and_no_more(plane: ControlPlane) -> None:
     token = deploy(plane)
     kubeconfig = plane.kubeconfig("svcdp", token=token)
-    for verb, resource in (*MAY, *MAY_NOT):
+    tried = [(verb, resource, "") for verb, resource in (*MAY, *MAY_NOT, *LEASES)]
+    tried += [(verb, resource, "svcdp") for verb, resource in LEASES]
+    for verb, resource, namespace in tried:
         plural, _, group = resource.partition(".")
         plural, _, subresource = plural.partition("/")
         wanted = {"verb": verb, "resource": plural, "group": group, "subresource": subresource}
+        wanted["namespace"] = namespace
+        is_allowed = namespace == "svcdp" or (verb, resource) in MAY
         kind = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview"}
         review = {**kind, "spec": {"user": ACCOUNT, "resourceAttributes": wanted}}
         with plane.request(
             "POST", f"/apis/{kind['apiVersion']}/subjectaccessreviews", review
         ) as got:
-            assert json.loads(got.read())["status"]["allowed"] == ((verb, resource) in MAY), wanted
+            assert json.loads(got.read())["status"]["allowed"] == is_allowed, wanted
     with pytest.raises(subprocess.CalledProcessError) as refused:
         plane.kubectl("get", "secrets", "--all-namespaces", "--kubeconfig", kubeconfig)
     assert ACCOUNT in refused.value.stderr
@@ -127,28 +144,32 @@ class Cluster:
 
         return running_daemon(popen, self.folder)
 
-    def get(self, port: int = PORT, timeout: float = 5.0) -> HTTPStatus:
-        """What the client in its namespace hears at the cluster IP."""
+    def get(self, port: int = PORT, timeout: float = 5.0, address: str = ADDRESS) -> HTTPStatus:
+        """What the client in its namespace hears at the cluster IP, or another address."""
 
         def ask() -> HTTPStatus:
-            connection = http.client.HTTPConnection(ADDRESS, port, timeout=timeout)
+            connection = http.client.HTTPConnection(address, port, timeout=timeout)
             with contextlib.closing(connection):
                 connection.request("GET", "/")
                 return HTTPStatus(connection.getresponse().status)
 
         return self.topology.client.call(ask)
 
-    def hears(self) -> str:
-        """``served``, ``refused`` or ``silence``."""
+    def hears(self, address: str = ADDRESS) -> str:
+        """``served``, ``refused``, ``unreachable`` or ``silence``."""
         try:
-            return "served" if self.get(timeout=1.0) == HTTPStatus.OK else "wrong"
+            return "served" if self.get(timeout=1.0, address=address) == HTTPStatus.OK else "wrong"
         except ConnectionRefusedError:
             return "refused"
         except TimeoutError:
             return "silence"
+        except OSError as error:
+            if error.errno != errno.ENETUNREACH:
+                raise
+            return "unreachable"
 
-    def until(self, what: str) -> None:
-        wait_until(lambda: self.hears() == what, TIMEOUT, f"the client hears: {what}")
+    def until(self, what: str, address: str = ADDRESS) -> None:
+        wait_until(lambda: self.hears(address) == what, TIMEOUT, f"the client hears: {what}")
 
 
 @pytest.fixture
@@ -221,6 +242,48 @@ def test_a_node_serves_what_kubectl_makes(cluster: Cluster) -> None:
         plane.kubectl("delete", "service", "web")
         cluster.until("silence")
         assert daemon.stop() == 0
+
+
+def test_a_node_serves_the_address_that_the_controller_gives(cluster: Cluster) -> None:
+    plane = cluster.plane
+    (cluster.account / "token").write_text(deploy(plane))
+    for name in ("loadbalancerpools.yaml", "svcdp-controller.yaml"):
+        plane.kubectl("apply", "--server-side", "--validate=strict", "-f", MANIFEST.parent / name)
+    plane.kubectl("wait", "--for=condition=Established", "crd/loadbalancerpools.svcdp.io")
+    token = plane.kubectl("create", "token", "svcdp-controller", "--namespace=svcdp").strip()
+    plane.apply(node(), service(), endpoint_slice(cluster.topology.servers[0].ipv4))
+    plane.kubectl("patch", "service", "web", "-p", '{"spec":{"type":"LoadBalancer"}}')
+    plane.kubectl("apply", "-f", "-", stdin=POOL)
+    command = [sys.executable, "-m", "svcdp", "controller", "--bind-address="]
+    command += ["--kubeconfig", str(plane.kubeconfig("svcdp-controller", token=token))]
+    config = cluster.folder / "node.yaml"
+    config.write_text(objects()["ConfigMap"]["data"]["node.yaml"])
+    try:
+        with (
+            cluster.daemon("run", "--config", str(config), "--min-sync-period=0.1") as daemon,
+            (cluster.folder / "controller.log").open("w") as log,
+            subprocess.Popen(command, stderr=log) as controller,
+        ):
+            try:
+                [item] = wait_until(
+                    lambda: [each for each in daemon.get("services") if each["loadBalancerIPs"]],
+                    TIMEOUT,
+                    "the node knows of an address",
+                )
+                [address] = item["loadBalancerIPs"]
+                assert address in ("198.51.100.1", "198.51.100.2")
+                cluster.until("served", address)
+                [found] = daemon.get("pools")
+                assert (found["name"], found["used"], found["free"]) == ("lan", 1, 1)
+                plane.kubectl("patch", "service", "web", "-p", '{"spec":{"type":"ClusterIP"}}')
+                # As what no Service has, and the node has no route for.
+                cluster.until("unreachable", address)
+                assert daemon.get("pools")[0]["used"] == 0
+                cluster.until("served")
+            finally:
+                controller.terminate()
+    finally:
+        plane.kubectl("delete", "crd", "loadbalancerpools.svcdp.io")
 
 
 def test_kube_proxys_command_line_serves_too(cluster: Cluster) -> None:

@@ -8,10 +8,13 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
+from svcdp.cli.group import cli
 from svcdp.node.config import load
+from svcdp.node.controller import LEASE
 from svcdp.rules.probe import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -61,3 +64,20 @@ def test_the_manifests_configuration_is_one(tmp_path: Path) -> None:
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     assert {config.run_dir, str(Path(config.state_file).parent)} <= mounts.keys()
     assert set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_controllers_command_and_ports_are_its_own() -> None:
+    text = (DEPLOY / "svcdp-controller.yaml").read_text()
+    found = {each["kind"]: each for each in yaml.safe_load_all(text)}
+    [container] = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+    name, *arguments = container["args"]
+    verb = cli.get_command(click.Context(cli), name)
+    assert verb is not None
+    parsed = verb.make_context(name, arguments).params
+    [port] = container["ports"]
+    assert parsed["bind_address"] == f"0.0.0.0:{port['containerPort']}"
+    assert parsed["lease_namespace"] == found["Deployment"]["metadata"]["namespace"]
+    probes = {container[each]["httpGet"]["port"] for each in ("livenessProbe", "readinessProbe")}
+    assert probes == {port["name"]}
+    granted = [rule.get("resourceNames", [LEASE]) for rule in found["Role"]["rules"]]
+    assert granted == [[LEASE], [LEASE]]

@@ -22,7 +22,15 @@ from svcdp.kube.model import (
     Service,
     ServiceCIDR,
 )
-from svcdp.kube.reflector import ABSENT, SILENCE, ApiError, Reflector, Requests, Resource
+from svcdp.kube.reflector import (
+    ABSENT,
+    FORBIDDEN,
+    SILENCE,
+    ApiError,
+    Reflector,
+    Requests,
+    Resource,
+)
 from svcdp.kube.state import Change
 
 __all__ = ["POOLS", "ApiServerSource", "explained", "list_pools"]
@@ -47,9 +55,10 @@ async def list_pools(client: Requests) -> list[LoadBalancerPool]:
         found = msgspec.json.decode(await client.get(POOLS.path, {}), type=_Items)
         pools = [decode_pool(bytes(item)).pool for item in found.items]
     except ApiError as error:
-        raise ApiError(
-            explained(error, f"cannot list {POOLS.name}: "), status=error.status
-        ) from error
+        text = explained(error, f"cannot list {POOLS.name}: ")
+        if error.status == FORBIDDEN:
+            text += f" (grant the verb list on {POOLS.name})"
+        raise ApiError(text, status=error.status) from error
     except (msgspec.MsgspecError, ManifestError) as error:
         raise ApiError(f"{client.url}: this is no API server's answer: {error}") from None
     return sorted(filter(None, pools), key=lambda each: each.key)

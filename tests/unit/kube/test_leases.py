@@ -278,6 +278,19 @@ def test_what_no_lease_can_be(server: FakeServer, clock: Clock, duration: int, w
         lease(server, clock, who, duration)
 
 
+def test_how_long_it_is_held(server: FakeServer, clock: Clock) -> None:
+    first = lease(server, clock, "a")
+    assert first.remaining == 0
+    server.before = lambda: clock.pass_(0.25)
+    acquire(first)  # by a look and a write, of which the time before the latter counts
+    assert first.remaining == 2.75
+    clock.pass_(2.5)
+    assert first.remaining == 0.25
+    clock.pass_(5)
+    assert first.remaining == 0
+    assert not first.is_held
+
+
 def test_observing_for_whoever_watches() -> None:
     seen = Observation()
     assert seen.holder(5.0) == ""

@@ -19,7 +19,9 @@ from svcdp.kube.pools import (
     SHARING_ANNOTATION,
     Allocation,
     allocate,
+    held_addresses,
     parse_span,
+    usages,
     with_addresses,
 )
 
@@ -362,3 +364,58 @@ def test_the_definition_has_the_fields_that_are_read() -> None:
         *read["LabelRequirement"]["properties"]["operator"]["enum"]
     }
     assert (crd["spec"]["group"], version["name"]) == ("svcdp.io", "v1alpha1")
+
+
+def test_what_others_have_is_taken() -> None:
+    other = with_addresses(service("z", loadBalancerClass="example.com/cloud"), ["192.0.2.9"])
+    lan = pool("192.0.2.9-192.0.2.10")
+    found = allocate([service("a"), service("b")], [lan], others=[other])
+    assert sorted(got(found).values()) == ["192.0.2.10"]
+    # Whoever remembers it does not keep it, nor is it shared.
+    had = {ServiceRef("default", "a"): ("192.0.2.9",)}
+    assert got(allocate([service("a", sharing="x")], [lan], had, others=[other])) == {
+        "a": "192.0.2.10"
+    }
+
+
+def test_held_addresses() -> None:
+    ingress = [
+        {"ip": "192.0.2.9", "ipMode": "VIP"},
+        {"ip": "192.0.2.10", "ipMode": "Proxy"},
+        {"hostname": "lb.example.com"},
+        {"ip": "2001:DB8::1"},
+        {"ip": "192.0.2.09"},
+        {"ip": "nonsense"},
+    ]
+    found = msgspec.convert(
+        {
+            "metadata": {"name": "a"},
+            "spec": {"type": "LoadBalancer"},
+            "status": {"loadBalancer": {"ingress": ingress}},
+        },
+        Service,
+    )
+    assert held_addresses(found) == ("192.0.2.9", "2001:db8::1")
+    assert held_addresses(service("b")) == ()
+
+
+@pytest.mark.parametrize(
+    ("spans", "size", "used"),
+    [
+        (["192.0.2.0/28"], 14, 2),
+        (["192.0.2.0/28", "192.0.2.8-192.0.2.19"], 19, 2),
+        (["192.0.2.0/28", "192.0.2.2-192.0.2.3"], 14, 2),
+        (["192.0.2.16/28"], 14, 0),
+        (["2001:db8::/64"], 2**64 - 1, 1),
+        (["192.0.2.9/32", "2001:db8::1-2001:db8::2"], 3, 2),
+    ],
+)
+def test_usages(spans: list[str], size: int, used: int) -> None:
+    services = [
+        with_addresses(service("a"), ["192.0.2.9", "2001:db8::1"]),
+        with_addresses(service("b", 81), ["192.0.2.9"]),
+        with_addresses(service("c", loadBalancerClass="example.com/cloud"), ["192.0.2.10"]),
+        with_addresses(service("d", type="ClusterIP"), ["192.0.2.11"]),
+    ]
+    lan = pool(*spans)
+    assert usages([lan], services) == [(lan, size, used)]

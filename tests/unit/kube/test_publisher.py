@@ -135,6 +135,19 @@ def test_notes_and_names_are_as_long_as_the_api_allows() -> None:
     assert found["metadata"]["namespace"] == "default"
 
 
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [("Service", "v1"), ("Node", "v1"), ("LoadBalancerPool", "svcdp.io/v1alpha1")],
+)
+def test_what_an_event_is_about(kind: str, version: str) -> None:
+    server = FakeServer()
+    event = Event(ObjectKey(kind, "", "lan"), "R", "wrong")
+    publish(server, (lambda p: p.record(event), lambda: bool(server.events)))
+    [found] = server.events.values()
+    assert (found["regarding"]["kind"], found["regarding"]["apiVersion"]) == (kind, version)
+    assert found["action"]
+
+
 @pytest.mark.parametrize("status", [0, 429, 500])
 def test_what_fails_for_now_is_tried_again(status: int) -> None:
     server = FakeServer(*(ApiError("not now", status=status) for _ in range(3)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from svcdp.kube.events import Event
 from svcdp.kube.leases import Lease
 from svcdp.kube.pools import ADDRESSES_ANNOTATION
 from svcdp.kube.reflector import ApiError
-from svcdp.node.controller import Controller
+from svcdp.node.controller import Controller, _State
 
 DEADLINE = 20.0
 POOLS = "/apis/svcdp.io/v1alpha1/loadbalancerpools"
@@ -369,6 +371,16 @@ def test_a_pool_that_cannot_be_read_counts_as_it_was(server: FakeServer, stage: 
     after.play(look)
     assert server.addresses("a") == ["192.0.2.9"]
     assert after.controller.writes == {"written": 1}
+
+
+def test_the_how_to_lists_its_metrics(stage: Stage) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "howto-load-balancer.md").read_text()
+    listed = re.findall(r"^\| `(svcdp_\w+)` \| (\w+) \|", text, re.M)
+    assert sorted(listed) == sorted(
+        (family.name + "_total" * (family.type == "counter"), family.type)
+        for family in _State(stage.controller).collect()
+        if family.name != "svcdp_build_info"
+    )
 
 
 def test_a_lease_that_cannot_be_had_is_told(
