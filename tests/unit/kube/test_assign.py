@@ -106,6 +106,7 @@ def test_servers_without_ip_modes_need_no_second_write() -> None:
         service("a", "192.0.2.9", by="cloud", finalizers=(CLEANUP_FINALIZER,)),
         service("a", "192.0.2.9", by=MANAGER, finalizers=(CLEANUP_FINALIZER,)),
         service("a", "198.51.100.1", by="somebody", type="ClusterIP"),
+        service("a", "192.0.2.9", by=MANAGER, finalizers=(CLEANUP_FINALIZER,), type="ClusterIP"),
         service("a", type="NodePort"),
         service("a", deleted="2026-01-01T00:00:00Z"),
         service("a", "198.51.100.1", by=MANAGER, deleted="2026-01-01T00:00:00Z"),
@@ -153,6 +154,15 @@ def test_what_it_gave_it_takes_back(former: ObservedService) -> None:
     assert [*written(decision).items()] == [("a", ""), ("b", "192.0.2.9")]
     event = decision.assignments[0].event
     assert (event.reason, event.message) == ("LoadBalancerIPReleased", "it has no more 192.0.2.9")
+
+
+def test_who_leaves_an_address_goes_first() -> None:
+    services = [
+        service("b", asks="192.0.2.9"),
+        service("a", "192.0.2.9", by=MANAGER, asks="192.0.2.8"),
+    ]
+    decision = decide(services, [LAN])
+    assert [*written(decision).items()] == [("a", "192.0.2.8"), ("b", "192.0.2.9")]
 
 
 def test_class_only() -> None:
@@ -222,6 +232,12 @@ def test_pools_that_cannot_be_read() -> None:
             decode_pool(data)
         with pytest.raises(ManifestError):
             decode_service(data)
+
+
+def test_what_was_emptied_is_no_longer_its_own() -> None:
+    """As the server does when the type changes, without a note of who wrote that."""
+    assert not service("a", by=MANAGER).is_own
+    assert service("a", "192.0.2.9", by=MANAGER).is_own
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,48 @@ def test_a_service_that_changed_meanwhile_is_looked_at_again(
     assert stage.controller.writes == {"conflict": 1, "written": 1}
 
 
+def test_a_service_that_changed_while_others_were_written_is_looked_at_again(
+    server: FakeServer, stage: Stage
+) -> None:
+    server.service("a", asks="192.0.2.8")
+    server.service("b", asks="192.0.2.9")
+
+    async def act(stage: Stage) -> None:
+        await stage.until(lambda: server.addresses("a"))
+        server.service("b", asks="192.0.2.8")
+        await stage.until(lambda: "b LoadBalancerIPAlreadyAllocated" in stage.reasons())
+
+    slow = server.patch
+
+    async def patch(path: str, body: bytes) -> bytes:
+        """Others have their turn before the answer is there, and the watch has its."""
+        answer = await slow(path, body)
+        await asyncio.sleep(0.05)
+        return answer
+
+    server.patch = patch  # type: ignore[method-assign]
+    stage.play(act)
+    assert (server.addresses("a"), server.addresses("b")) == (["192.0.2.8"], [])
+    assert stage.controller.writes == {"conflict": 1, "written": 1}
+
+
+def test_a_conflict_that_nothing_explains_is_no_end(server: FakeServer, stage: Stage) -> None:
+    refused = itertools.count()
+
+    def refuse(method: str, path: str) -> None:
+        if method == "PATCH" and path.startswith(SERVICES) and next(refused) < 2:
+            raise ApiError("the object has been modified", status=409)
+
+    server.before = refuse
+    server.service("a")
+
+    async def act(stage: Stage) -> None:
+        await stage.until(lambda: server.addresses("a"))
+
+    stage.play(act)
+    assert stage.controller.writes == {"conflict": 2, "written": 1}
+
+
 def test_what_was_written_counts_before_the_watch_says_so(server: FakeServer, stage: Stage) -> None:
     server.pool("192.0.2.9/32")
     server.service("a")
