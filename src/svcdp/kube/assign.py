@@ -7,10 +7,10 @@ else wrote is somebody else's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -140,17 +140,27 @@ def _head(data: bytes) -> _Head:
 
 
 class Assignment(NamedTuple):
-    """A Service of this version is to have the addresses ``after`` in place of ``before``."""
+    """A Service of this version is to have the addresses ``after`` and no others."""
 
     service: Service
     version: str
-    before: tuple[str, ...]
     after: tuple[str, ...]
 
     @property
-    def released(self) -> set[str]:
-        """What others may have then."""
-        return set(self.before) - set(self.after)
+    def before(self) -> tuple[str, ...]:
+        """What it has now."""
+        return held_addresses(self.service)
+
+    @property
+    def changes_something(self) -> bool:
+        """Whether its status is to be another one."""
+        return _ingress(self.service) != _ingress(with_addresses(self.service, self.after))
+
+    def without(self, leaving: Collection[str]) -> Self:
+        """For now, with none of these that it does not have already."""
+        before = self.before
+        after = tuple(text for text in self.after if text in before or text not in leaving)
+        return self._replace(after=after)
 
     @property
     def event(self) -> Event:
@@ -164,8 +174,9 @@ class Assignment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``assignments`` are what is not yet so; those that release addresses come first. ``events``
-    are what is wrong, each time that it is looked at. ``lacking``: Services that go without one.
+    """``assignments`` are what is not yet so; they may be made true in any order, each by itself:
+    who is to have what another Service still has waits for the next decision. ``events`` are what
+    is wrong, each time that it is looked at. ``lacking``: Services that go without an address.
     """
 
     assignments: Sequence[Assignment]
@@ -216,14 +227,14 @@ def decide(
     if not known.pools:
         text = "there is no LoadBalancerPool" + " that can be read" * is_partial
         events = [Event(each.service.key, "NoLoadBalancerPool", text) for each in own.values()]
-    wanted: list[tuple[ObservedService, tuple[str, ...]]] = [(each, ()) for each in stale]
-    wanted += [(each, allocation.addresses.get(ref, ())) for ref, each in own.items()]
-    assignments = [
-        Assignment(each.service, each.version, held_addresses(each.service), after)
-        for each, after in wanted
-        if _ingress(each.service) != _ingress(with_addresses(each.service, after))
+    wanted = [
+        Assignment(each.service, each.version, allocation.addresses.get(each.service.ref, ()))
+        for each in (*stale, *own.values())
     ]
-    assignments.sort(key=lambda each: not each.released)
+    leaving = {text for each in wanted for text in each.before if text not in each.after}
+    assignments = [
+        each for each in (each.without(leaving) for each in wanted) if each.changes_something
+    ]
     return Decision(assignments, events, len(own.keys() - allocation.addresses.keys()))
 
 
@@ -250,10 +261,11 @@ class _Pools:
 
 def _whose(each: ObservedService, known: _Pools, class_only: bool, is_partial: bool) -> _Whose:
     service = each.service
-    in_pools = known.hold(service, held_addresses(service))
     if not is_served(service, not class_only):
         return _Whose.STALE if each.is_own and not each.is_clouds else _Whose.OTHERS
-    if service.metadata.deletion_timestamp or (is_partial and not in_pools):
+    if service.metadata.deletion_timestamp:
+        return _Whose.OTHERS
+    if is_partial and not known.hold(service, held_addresses(service)):
         return _Whose.OTHERS
     if service.spec.load_balancer_class == POOL_CLASS:
         return _Whose.OWN
@@ -262,7 +274,8 @@ def _whose(each: ObservedService, known: _Pools, class_only: bool, is_partial: b
     if each.is_own:
         return _Whose.OWN
     has_name = any(each.hostname for each in _ingress(service))
-    return _Whose.OWN if in_pools and not has_name and known.admit(service) else _Whose.OTHERS
+    is_pools = not has_name and known.hold(service, held_addresses(service))
+    return _Whose.OWN if is_pools and known.admit(service) else _Whose.OTHERS
 
 
 def _ingress(service: Service) -> list[LoadBalancerIngress]:

@@ -11,7 +11,7 @@ import ipaddress
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import msgspec
@@ -239,10 +239,13 @@ class _Wish(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Holders:
-    """The Services that share an address. All are alike but for their ports."""
+    """The Services that share an address. All are alike but for their ports, unless it is closed:
+    somebody else gave it to Services that are not.
+    """
 
     first: Service
     ports: dict[tuple[int, str], Service] = field(default_factory=dict)
+    is_closed: bool = False
 
     def obstacle(self, service: Service) -> str:
         """Why another cannot join; "": it can.
@@ -253,7 +256,7 @@ class _Holders:
         first = self.first
         if service is first:
             return ""
-        if not _sharing(service) or _sharing(service) != _sharing(first):
+        if self.is_closed or not _sharing(service) or _sharing(service) != _sharing(first):
             return str(first.key)
         for port in _ports(service):
             if port in self.ports:
@@ -303,9 +306,13 @@ class _Allocating:
         self._result = Allocation()
 
     def reserve(self, other: Service) -> None:
-        """What it has is for nobody else."""
+        """What it has is for nobody else, but for those who share it."""
         for place in numbers_of(held_addresses(other)):
-            self._holders.setdefault(place, _Holders(other))
+            holders = self._holders.get(place)
+            if holders and holders.obstacle(other):
+                self._holders[place] = replace(holders, is_closed=True)
+            else:
+                self._note(other, *place)
 
     def run(self, services: list[Service]) -> Allocation:
         wishes = [wish for service in services for wish in self._wishes(service)]
@@ -373,7 +380,8 @@ class _Allocating:
         spans = list(self._spans(service, family, asking=False))
         if _sharing(service):
             for number in self._shared_by(service, family).free(_ports(service)):
-                if any(number in span for span in spans):
+                is_closed = self._holders[family, number].is_closed
+                if not is_closed and any(number in span for span in spans):
                     return number
         for span in spans:
             if (found := span.free(str(service.ref), self._holders)) is not None:
@@ -390,11 +398,15 @@ class _Allocating:
         holders = self._holders.get((family, number)) or _Holders(service)
         if obstacle := holders.obstacle(service):
             raise ConflictError(f"{text} is already allocated to {obstacle}")
+        self._note(service, family, number)
+        self._held.setdefault(service.ref, {})[family] = number
+
+    def _note(self, service: Service, family: IPFamily, number: int) -> None:
+        """It is one of those who have the address."""
+        holders = self._holders.setdefault((family, number), _Holders(service))
         holders.ports.update(dict.fromkeys(_ports(service), service))
-        self._holders[family, number] = holders
         if _sharing(service):
             self._shared_by(service, family).add(number, _ports(service))
-        self._held.setdefault(service.ref, {})[family] = number
 
     def _shared_by(self, service: Service, family: IPFamily) -> _Shared:
         """The addresses of those that are like it."""

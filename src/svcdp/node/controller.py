@@ -61,8 +61,8 @@ BALANCED = Resource("services", "Service", "/api/v1/services", decode_service)
 
 LEASE = "svcdp-controller"
 RENEWALS = 6  # tries to renew the Lease, or to get it, while one would last
-PERIOD = 0.1  # seconds between two looks at the cluster: what comes meanwhile is one change
-BATCH = 100  # Services written between two looks
+PERIOD = 0.25  # seconds between two looks at the cluster: what comes meanwhile is one change
+BATCH = 250  # Services written between two looks
 RELEASE_TIME = 5.0  # seconds to leave the Lease to others when stopping
 RETRY = (0.5, 10.0)  # seconds after an error: the first wait and the longest
 #: Refusals that are about the one Service, not about all.
@@ -339,19 +339,14 @@ class _Term:
 
     async def _write(self) -> bool:
         """Whether all went well: else it is to be tried again, though nothing changes."""
-        blocked: set[str] = set()
         wrong = ""
         is_late = False
         for each in islice(self.decision.assignments, BATCH):
-            # What others still have by what could not be written is not theirs yet.
-            if blocked & set(each.after):
-                continue
             if not self._lease.is_held:
                 return False
             try:
                 await self._patch(each)
             except ApiError as error:
-                blocked |= each.released
                 if error.status in (ABSENT, CONFLICT):
                     self._writes["conflict"] += 1
                     is_late = True

@@ -150,8 +150,8 @@ def test_of_its_own_class_it_serves_what_others_wrote() -> None:
 )
 def test_what_it_gave_it_takes_back(former: ObservedService) -> None:
     decision = decide([service("b", asks="192.0.2.9"), former], [LAN])
-    # In this order, so that nobody has what another one still has.
-    assert [*written(decision).items()] == [("a", ""), ("b", "192.0.2.9")]
+    # Nobody gets what another one still has.
+    assert written(decision) == {"a": ""}
     event = decision.assignments[0].event
     assert (event.reason, event.message) == ("LoadBalancerIPReleased", "it has no more 192.0.2.9")
 
@@ -161,8 +161,19 @@ def test_who_leaves_an_address_goes_first() -> None:
         service("b", asks="192.0.2.9"),
         service("a", "192.0.2.9", by=MANAGER, asks="192.0.2.8"),
     ]
-    decision = decide(services, [LAN])
-    assert [*written(decision).items()] == [("a", "192.0.2.8"), ("b", "192.0.2.9")]
+    assert written(decide(services, [LAN])) == {"a": "192.0.2.8"}
+    services[1] = service("a", "192.0.2.8", by=MANAGER, asks="192.0.2.8")
+    assert written(decide(services, [LAN])) == {"b": "192.0.2.9"}
+
+
+def test_those_who_want_each_others_leave_theirs_first() -> None:
+    services = [
+        service("b", "192.0.2.8", by=MANAGER, asks="192.0.2.9"),
+        service("a", "192.0.2.9", by=MANAGER, asks="192.0.2.8"),
+    ]
+    assert written(decide(services, [LAN])) == {"a": "", "b": ""}
+    services = [service("b", asks="192.0.2.9"), service("a", asks="192.0.2.8")]
+    assert written(decide(services, [LAN])) == {"a": "192.0.2.8", "b": "192.0.2.9"}
 
 
 def test_class_only() -> None:
@@ -196,7 +207,7 @@ def test_where_pools_may_be_missing_nothing_is_taken_back() -> None:
         service("new"),
     ]
     decision = decide(services, [LAN], is_partial=True)
-    assert written(decision) == {"moved": "192.0.2.8", "new": "192.0.2.9"}
+    assert written(decision) == {"moved": "192.0.2.8"}
     assert written(decide(services[:1], [], is_partial=True)) == {}
     [event] = decide([service("own", **OWN)], [], is_partial=True).events
     assert event.message == "there is no LoadBalancerPool that can be read"
@@ -208,8 +219,8 @@ def test_two_families_are_one_status() -> None:
     assert written(decide([service("a", **dual)], pools)) == {"a": "2001:db8::9 192.0.2.9"}
     half = service("a", "192.0.2.9", by=MANAGER, **dual)
     [assignment] = decide([half], pools).assignments
+    assert assignment.before == ("192.0.2.9",)
     assert assignment.after == ("2001:db8::9", "192.0.2.9")
-    assert not assignment.released
 
 
 def test_twice_the_same_address_is_the_elders() -> None:

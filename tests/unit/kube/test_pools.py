@@ -378,6 +378,33 @@ def test_what_others_have_is_taken() -> None:
     }
 
 
+def test_what_others_share_is_shared_with_them() -> None:
+    """As with one that is being deleted, and is given nothing more."""
+    others = [
+        with_addresses(service(name, port, sharing="x"), ["192.0.2.9"])
+        for name, port in (("y", 81), ("z", 82))
+    ]
+    lan = pool("192.0.2.9-192.0.2.10")
+    ports = {"a": 80, "b": 81, "c": 82}
+    services = [service(name, port, sharing="x") for name, port in ports.items()]
+    had = {ServiceRef("default", name): ("192.0.2.9",) for name in ports}
+    found = allocate(services, [lan], had, others=others)
+    assert got(found) == {"a": "192.0.2.9", "b": "192.0.2.10", "c": "192.0.2.10"}
+
+
+@pytest.mark.parametrize("sharing", [("", "x"), ("x", ""), ("x", "y")])
+def test_who_shares_is_not_offered_what_others_do_not(sharing: tuple[str, str]) -> None:
+    others = [
+        with_addresses(service("y", 81, sharing=sharing[0]), ["192.0.2.9"]),
+        with_addresses(service("z", 82, sharing=sharing[1]), ["192.0.2.9"]),
+    ]
+    lan = pool("192.0.2.9-192.0.2.10")
+    had = {ServiceRef("default", "a"): ("192.0.2.9",)}
+    for remembered in ({}, had):
+        found = allocate([service("a", sharing="x")], [lan], remembered, others=others)
+        assert got(found) == {"a": "192.0.2.10"}
+
+
 def test_held_addresses() -> None:
     ingress = [
         {"ip": "192.0.2.9", "ipMode": "VIP"},

@@ -288,7 +288,7 @@ def test_nothing_is_written_once_the_lease_is_over(server: FakeServer, stage: St
         await stage.until(lambda: patched)
         server.service("c")
         await stage.until(lambda: not stage.controller.is_leader)
-        await asyncio.sleep(0.3)  # three looks
+        await asyncio.sleep(0.6)  # two looks
         assert len(patched) == 1
 
     stage.play(act)
