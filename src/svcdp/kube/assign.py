@@ -21,8 +21,11 @@ from svcdp.kube.model import (
     LoadBalancerIngress,
     LoadBalancerPool,
     ObjectKey,
+    ObjectMeta,
     Service,
     ServiceRef,
+    ServiceSpec,
+    ServiceStatus,
 )
 from svcdp.kube.pools import (
     POOL_CLASS,
@@ -78,6 +81,7 @@ class _Managed(msgspec.Struct, gc=False):
 
 class _Meta(msgspec.Struct, rename="camel", gc=False):
     name: str
+    namespace: str | None = None
     resource_version: str = ""
     uid: str = ""
     finalizers: list[str] | None = None
@@ -85,18 +89,23 @@ class _Meta(msgspec.Struct, rename="camel", gc=False):
 
 
 class _Head(msgspec.Struct, gc=False):
+    """What is read of an object that cannot be read as a whole."""
+
     metadata: _Meta
+    status: ServiceStatus | None = None
 
 
 class ObservedService(NamedTuple):
     """A Service as the API server has it. ``is_own``: the addresses in its status were written by
-    this controller. ``is_clouds``: a cloud's controller looks after it.
+    this controller. ``is_clouds``: a cloud's controller looks after it. Where there is a
+    ``problem`` nothing is known of it but its addresses.
     """
 
     service: Service
     version: str
     is_own: bool
     is_clouds: bool
+    problem: ManifestError | None
 
 
 class ObservedPool(NamedTuple):
@@ -110,8 +119,15 @@ class ObservedPool(NamedTuple):
 
 def decode_service(data: bytes) -> ObservedService:
     """ManifestError for what is none."""
-    service = decode_json(data, Service)
-    meta = _head(data).metadata
+    head = _head(data)
+    meta = head.metadata
+    problem = None
+    try:
+        service = decode_json(data, Service)
+    except ManifestError as error:
+        problem = error
+        place = ObjectMeta(meta.name, meta.namespace)
+        service = Service(place, ServiceSpec(type="LoadBalancer"), head.status)
     writers = {each.manager for each in meta.managed_fields or () if each.has_ingress}
     return ObservedService(
         service,
@@ -119,6 +135,7 @@ def decode_service(data: bytes) -> ObservedService:
         # Which the server notes also where it has emptied it since.
         is_own=MANAGER in writers and bool(_ingress(service)),
         is_clouds=CLEANUP_FINALIZER in (meta.finalizers or ()),
+        problem=problem,
     )
 
 
@@ -261,6 +278,8 @@ class _Pools:
 
 def _whose(each: ObservedService, known: _Pools, class_only: bool, is_partial: bool) -> _Whose:
     service = each.service
+    if each.problem:
+        return _Whose.OTHERS
     if not is_served(service, not class_only):
         return _Whose.STALE if each.is_own and not each.is_clouds else _Whose.OTHERS
     if service.metadata.deletion_timestamp:

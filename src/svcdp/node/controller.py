@@ -117,10 +117,8 @@ async def _serve(config: ControllerConfig) -> None:
             try:
                 await server.listen(config.place)
             except OSError as error:
-                host, port = config.place
-                raise ConfigError(
-                    f"cannot listen at {host} port {port}: {error.strerror or error}"
-                ) from None
+                where = "{} port {}".format(*config.place)
+                raise ConfigError(f"cannot listen at {where}: {error.strerror or error}") from None
         log.info("started", extra={"lease": f"{config.lease_namespace}/{LEASE}", "as": identity})
         await controller.run()
 
@@ -411,6 +409,7 @@ class _Term:
     def _say(self) -> None:
         """Log what is wrong, once."""
         now = [explained(error) for each in self._reflectors for error in each.errors]
+        now += [str(each.problem) for each in self._services.values() if each.problem]
         for text in now:
             if text not in self._said:
                 log.warning("%s", text)

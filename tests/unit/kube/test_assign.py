@@ -156,6 +156,21 @@ def test_what_it_gave_it_takes_back(former: ObservedService) -> None:
     assert (event.reason, event.message) == ("LoadBalancerIPReleased", "it has no more 192.0.2.9")
 
 
+def test_of_services_that_cannot_be_read_the_addresses_are_taken() -> None:
+    """As of a later version of the API."""
+    value = {
+        "metadata": {"name": "new", "resourceVersion": "7"},
+        "spec": {"type": "BetterLoadBalancer"},
+        "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.9", "ipMode": "VIP"}]}},
+    }
+    new = decode_service(json.dumps(value).encode())
+    assert "type" in str(new.problem)
+    decision = decide([new, service("a", asks="192.0.2.9")], [LAN])
+    assert written(decision) == {}
+    assert reasons(decision) == {"a": "LoadBalancerIPAlreadyAllocated"}
+    assert "Service default/new" in decision.events[0].message
+
+
 def test_who_leaves_an_address_goes_first() -> None:
     services = [
         service("b", asks="192.0.2.9"),

@@ -415,6 +415,22 @@ def test_a_pool_that_cannot_be_read_counts_as_it_was(server: FakeServer, stage: 
     assert after.controller.writes == {"written": 1}
 
 
+def test_a_service_that_cannot_be_read_is_told_once(
+    server: FakeServer, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.service("new", type="BetterLoadBalancer")
+    server.service("a")
+
+    async def act(stage: Stage) -> None:
+        await stage.until(lambda: server.addresses("a"))
+        server.service("b")
+        await stage.until(lambda: server.addresses("b"))
+        assert stage.controller.checks()["sources"]
+
+    stage.play(act)
+    assert caplog.text.count("Invalid enum value 'BetterLoadBalancer'") == 1
+
+
 def test_the_how_to_lists_its_metrics(stage: Stage) -> None:
     text = (Path(__file__).parents[3] / "docs" / "howto-load-balancer.md").read_text()
     listed = re.findall(r"^\| `(svcdp_\w+)` \| (\w+) \|", text, re.M)
