@@ -18,8 +18,7 @@ from probing import free_port, get
 from relay import Relay
 
 from svcdp._version import __version__
-from svcdp.kube.assign import CLEANUP_FINALIZER
-from svcdp.kube.pools import ADDRESSES_ANNOTATION, POOL_CLASS, SHARING_ANNOTATION
+from svcdp.kube.pools import ADDRESSES_ANNOTATION, CLEANUP_FINALIZER, POOL_CLASS, SHARING_ANNOTATION
 from svcdp.lab import wait_until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svcdp.kube.assign import (
-    CLEANUP_FINALIZER,
     MANAGER,
     ObservedService,
     decide,
@@ -18,7 +17,7 @@ from svcdp.kube.assign import (
     decode_service,
 )
 from svcdp.kube.model import LoadBalancerPool
-from svcdp.kube.pools import ADDRESSES_ANNOTATION, POOL_CLASS, SHARING_ANNOTATION
+from svcdp.kube.pools import ADDRESSES_ANNOTATION, CLEANUP_FINALIZER, POOL_CLASS, SHARING_ANNOTATION
 
 CLOUD = "example.com/cloud"
 ADDRESSES = ("192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "2001:db8::2")

@@ -32,6 +32,7 @@ from svcdp.kube.pools import (
     Span,
     allocate,
     held_addresses,
+    is_clouds,
     is_served,
     numbers_of,
     parse_span,
@@ -51,9 +52,6 @@ __all__ = [
 
 MANAGER = "svcdp-controller"
 """Whom the API server is told to note as the writer of a status."""
-
-#: Controllers of clouds set it before they make a load balancer (KEP-980).
-CLEANUP_FINALIZER = "service.kubernetes.io/load-balancer-cleanup"
 
 
 class _Balancer(msgspec.Struct, gc=False):
@@ -84,7 +82,6 @@ class _Meta(msgspec.Struct, rename="camel", gc=False):
     namespace: str | None = None
     resource_version: str = ""
     uid: str = ""
-    finalizers: list[str] | None = None
     managed_fields: list[_Managed] | None = None
 
 
@@ -97,14 +94,12 @@ class _Head(msgspec.Struct, gc=False):
 
 class ObservedService(NamedTuple):
     """A Service as the API server has it. ``is_own``: the addresses in its status were written by
-    this controller. ``is_clouds``: a cloud's controller looks after it. Where there is a
-    ``problem`` nothing is known of it but its addresses.
+    this controller. Where there is a ``problem`` nothing is known of it but its addresses.
     """
 
     service: Service
     version: str
     is_own: bool
-    is_clouds: bool
     problem: ManifestError | None
 
 
@@ -134,7 +129,6 @@ def decode_service(data: bytes) -> ObservedService:
         meta.resource_version,
         # Which the server notes also where it has emptied it since.
         is_own=MANAGER in writers and bool(_ingress(service)),
-        is_clouds=CLEANUP_FINALIZER in (meta.finalizers or ()),
         problem=problem,
     )
 
@@ -281,15 +275,13 @@ def _whose(each: ObservedService, known: _Pools, class_only: bool, is_partial: b
     if each.problem:
         return _Whose.OTHERS
     if not is_served(service, not class_only):
-        return _Whose.STALE if each.is_own and not each.is_clouds else _Whose.OTHERS
+        return _Whose.STALE if each.is_own and not is_clouds(service) else _Whose.OTHERS
     if service.metadata.deletion_timestamp:
         return _Whose.OTHERS
     if is_partial and not known.hold(service, held_addresses(service)):
         return _Whose.OTHERS
     if service.spec.load_balancer_class == POOL_CLASS:
         return _Whose.OWN
-    if each.is_clouds:
-        return _Whose.OTHERS
     if each.is_own:
         return _Whose.OWN
     has_name = any(each.hostname for each in _ingress(service))

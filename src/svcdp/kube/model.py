@@ -98,6 +98,7 @@ class ObjectMeta(_Record, frozen=True):
     annotations: dict[str, str] | None = None
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
+    finalizers: tuple[str, ...] | None = None
     uid: str | None = None
 
     @property

@@ -34,6 +34,7 @@ from svcdp.kube.model import (
 
 __all__ = [
     "ADDRESSES_ANNOTATION",
+    "CLEANUP_FINALIZER",
     "POOL_CLASS",
     "SHARING_ANNOTATION",
     "Allocation",
@@ -41,6 +42,7 @@ __all__ = [
     "Usage",
     "allocate",
     "held_addresses",
+    "is_clouds",
     "is_served",
     "numbers_of",
     "parse_span",
@@ -52,6 +54,8 @@ __all__ = [
 ADDRESSES_ANNOTATION = "svcdp.io/load-balancer-ips"
 #: Services with the same value here may share an address.
 SHARING_ANNOTATION = "svcdp.io/load-balancer-sharing"
+#: Of Services that a cloud looks after.
+CLEANUP_FINALIZER = "service.kubernetes.io/load-balancer-cleanup"
 #: What ``spec.loadBalancerClass`` is of those that want pools and nothing else.
 POOL_CLASS = "svcdp.io/pool"
 
@@ -135,12 +139,21 @@ class Allocation:
 
 def is_served(service: Service, without_class: bool = True) -> bool:
     """Whether a Service's addresses come from pools; ``without_class``: those too that name no
-    class.
+    class, unless a cloud looks after them.
     """
-    named = service.spec.load_balancer_class
-    return service.spec.type == "LoadBalancer" and (
-        named == POOL_CLASS or (not named and without_class)
-    )
+    spec = service.spec
+    if spec.type != "LoadBalancer":
+        return False
+    if spec.load_balancer_class:
+        return spec.load_balancer_class == POOL_CLASS
+    return without_class and not is_clouds(service)
+
+
+def is_clouds(service: Service) -> bool:
+    """Whether a cloud's controller says that it makes, or will take away, a load balancer for it
+    (KEP-980).
+    """
+    return CLEANUP_FINALIZER in (service.metadata.finalizers or ())
 
 
 def allocate(

@@ -14,6 +14,7 @@ from svcdp.announce.owner import Holder, candidates, holder_of, owner
 from svcdp.kube.context import NodeContext
 from svcdp.kube.decode import decode_value
 from svcdp.kube.model import ServiceRef
+from svcdp.kube.pools import CLEANUP_FINALIZER, POOL_CLASS
 
 NAMES = st.text(min_size=1, max_size=8)
 NODES = st.sets(NAMES, min_size=1, max_size=8)
@@ -70,11 +71,17 @@ def test_candidates(holders: list[Holder], expected: str) -> None:
     assert candidates(holders, frozenset("123")) == set(expected)
 
 
-def read(spec: dict[str, Any], ingress: list[Any], *slices: Any, labels: Any = None) -> Any:
+def read(
+    spec: dict[str, Any],
+    ingress: list[Any],
+    *slices: Any,
+    labels: Any = None,
+    finalizers: Any = None,
+) -> Any:
     service = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": "web", "labels": labels},
+        "metadata": {"name": "web", "labels": labels, "finalizers": finalizers},
         "spec": {
             "type": "LoadBalancer",
             "clusterIP": "10.96.0.10",
@@ -118,6 +125,13 @@ def test_addresses_of_a_service() -> None:
     found = read({}, ingress)
     assert found.addresses == ("192.0.2.1", "2001:db8::1")
     assert found.nodes is None
+
+
+def test_addresses_that_a_cloud_gave_are_the_clouds() -> None:
+    finalizers = ["example.com/other", CLEANUP_FINALIZER]
+    assert read({}, IP, finalizers=finalizers) is None
+    assert read({}, IP, finalizers=finalizers[:1]) is not None
+    assert read({"loadBalancerClass": POOL_CLASS}, IP, finalizers=finalizers) is not None
 
 
 @pytest.mark.parametrize(

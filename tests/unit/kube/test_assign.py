@@ -9,7 +9,6 @@ import pytest
 
 from svcdp.errors import ManifestError
 from svcdp.kube.assign import (
-    CLEANUP_FINALIZER,
     MANAGER,
     Decision,
     ObservedService,
@@ -18,7 +17,7 @@ from svcdp.kube.assign import (
     decode_service,
 )
 from svcdp.kube.model import LoadBalancerPool
-from svcdp.kube.pools import ADDRESSES_ANNOTATION, POOL_CLASS
+from svcdp.kube.pools import ADDRESSES_ANNOTATION, CLEANUP_FINALIZER, POOL_CLASS
 
 OWN = {"loadBalancerClass": POOL_CLASS}
 

@@ -16,6 +16,7 @@ from svcdp.kube.events import Event
 from svcdp.kube.leases import Lease
 from svcdp.kube.pools import ADDRESSES_ANNOTATION
 from svcdp.kube.reflector import ApiError
+from svcdp.node import controller
 from svcdp.node.controller import Controller, _State
 
 DEADLINE = 20.0
@@ -166,6 +167,11 @@ def server() -> FakeServer:
     return server
 
 
+@pytest.fixture(autouse=True)
+def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "PERIOD", 0.001)
+
+
 @pytest.fixture
 def stage(server: FakeServer) -> Stage:
     return Stage(server)
@@ -287,8 +293,10 @@ def test_nothing_is_written_once_the_lease_is_over(server: FakeServer, stage: St
     async def act(stage: Stage) -> None:
         await stage.until(lambda: patched)
         server.service("c")
-        await stage.until(lambda: not stage.controller.is_leader)
-        await asyncio.sleep(0.6)  # two looks
+        # Of a look, which then would have been the time to write b.
+        await stage.until(lambda: "c LoadBalancerPoolFull" in stage.reasons())
+        await asyncio.sleep(0)
+        assert not stage.controller.is_leader
         assert len(patched) == 1
 
     stage.play(act)
