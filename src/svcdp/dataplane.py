@@ -415,15 +415,18 @@ class Dataplane(Core):
         """What a staged service will be, with destinations found again or made."""
         spec = staged.spec
         base = staged._base
-        handles: dict[Endpoint, Handle] = {}
         known = {} if base is None else base.handles
-        for endpoint in staged._members:
-            handle = known.get(endpoint)
-            if handle is None and returning:
-                handle = returning.get((key, endpoint))
-                if handle is not None:
-                    restored.append(handle.id)
-            handles[endpoint] = handle or self.new_destination(*endpoint)
+        if not known and not returning:
+            handles = self.new_destinations(staged._members)
+        else:
+            handles = {}
+            for endpoint in staged._members:
+                handle = known.get(endpoint)
+                if handle is None and returning:
+                    handle = returning.get((key, endpoint))
+                    if handle is not None:
+                        restored.append(handle.id)
+                handles[endpoint] = handle or self.new_destination(*endpoint)
         subsets = order_subsets(spec, () if base is None else base.subsets)
         affinity = self._affinity(spec)
         record = compile_service(

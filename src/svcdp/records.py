@@ -12,10 +12,10 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from svcdp import schedulers
-from svcdp._core.engine import PLAIN
+from svcdp._core.engine import PLAIN, plain_members
 from svcdp._core.engine import Destination as Handle
 from svcdp.abc import Scheduler
-from svcdp.errors import ConfigError
+from svcdp.errors import ConfigError, ConflictError
 from svcdp.types import (
     DestinationSpec,
     Flow,
@@ -346,10 +346,26 @@ def check_range(spec: ServiceSpec, port: int) -> None:
         check_number(spec.last_port, port, 65535, f"{spec}: last_port")
 
 
+def check_destinations(
+    specs: Sequence[DestinationSpec], service: ServiceSpec
+) -> dict[Endpoint, DestinationSpec]:
+    """The specs as by check_destination(), each under its endpoint. ConfigError, ConflictError."""
+    if ":" not in service.address and service.protocol != "any":
+        plain = plain_members(specs)
+        if plain is not None:
+            return plain
+    checked: dict[Endpoint, DestinationSpec] = {}
+    for spec in specs:
+        spec = check_destination(spec, service)
+        endpoint = (spec.address, spec.port)
+        if endpoint in checked:
+            raise ConflictError(f"{service} names {spec.address}:{spec.port} twice")
+        checked[endpoint] = spec
+    return checked
+
+
 def check_destination(spec: DestinationSpec, service: ServiceSpec) -> DestinationSpec:
     """The spec with its addresses normalised. ConfigError."""
-    if is_plain(spec, service):
-        return spec
     if not isinstance(spec, DestinationSpec):
         raise ConfigError(f"{service}: {spec!r} is no DestinationSpec")
     if service.protocol == "any":
@@ -378,29 +394,6 @@ def check_destination(spec: DestinationSpec, service: ServiceSpec) -> Destinatio
     if spec.address == address.text and tunnel == spec.tunnel:
         return spec
     return replace(spec, address=address.text, tunnel=tunnel)
-
-
-def is_plain(spec: DestinationSpec, service: ServiceSpec) -> bool:
-    """Whether it is as nearly all of the hundreds of thousands of a cluster are: IPv4 by masq, with
-    a weight and no more. Then nothing is wrong with it; else it is not known.
-    """
-    try:
-        return (
-            isinstance(spec, DestinationSpec)
-            and 0 < socket.inet_pton(socket.AF_INET, spec.address)[0] < 224
-            and type(spec.port) is int
-            and 0 < spec.port <= 65535
-            and type(spec.weight) is int
-            and 0 <= spec.weight <= WEIGHT_MAX
-            and spec.method == "masq"
-            and type(spec.upper) is type(spec.lower) is type(spec.mtu) is type(spec.mark) is int
-            and not (spec.upper or spec.lower or spec.mtu or spec.mark)
-            and spec.tunnel is None
-            and ":" not in service.address
-            and service.protocol != "any"
-        )
-    except (OSError, TypeError, ValueError):
-        return False
 
 
 def check_range_port(spec: DestinationSpec, service: ServiceSpec) -> None:

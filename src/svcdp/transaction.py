@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from operator import is_
@@ -19,6 +19,7 @@ from svcdp.records import (
     Subset,
     check_address,
     check_destination,
+    check_destinations,
     check_key,
     check_service,
 )
@@ -148,15 +149,9 @@ class VirtualService:
             raise NotFoundError(f"{self._spec} has no destination {address}:{port}")
         return endpoint
 
-    def _become(self, members: Iterable[DestinationSpec]) -> None:
+    def _become(self, members: Sequence[DestinationSpec]) -> None:
         """Have exactly these destinations, and keep what is there."""
-        wanted: dict[Endpoint, DestinationSpec] = {}
-        for member in members:
-            member = check_destination(member, self._spec)
-            endpoint = (member.address, member.port)
-            if endpoint in wanted:
-                raise ConflictError(f"{self._spec} names {member.address}:{member.port} twice")
-            wanted[endpoint] = member
+        wanted = check_destinations(members, self._spec)
         if not self._members:
             self._members = wanted
             self._edits += [("add", endpoint, each.weight) for endpoint, each in wanted.items()]

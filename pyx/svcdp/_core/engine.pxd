@@ -57,6 +57,7 @@ cdef class Core:
 
     cdef Worker *worker_new(self) except NULL
     cdef Dest *destination_of(self, uint32_t id) except NULL
+    cpdef object new_destination(self, str address, uint16_t port)
     cdef int reserve_destination(self, uint32_t id) except -1
     cdef void retire(self, void *pointer, Retiree kind, uint64_t epoch) noexcept
     cdef void free_retired(self, Retired *item) noexcept

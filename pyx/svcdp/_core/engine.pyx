@@ -8,7 +8,7 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 
 from svcdp._core.answer cimport answer
 from svcdp._core.batch cimport PacketBatch
@@ -28,11 +28,12 @@ import cython
 
 from ipaddress import IPv6Address
 
-from svcdp.types import Flow, Reason, Verdict
+from svcdp.types import DestinationSpec, Flow, Reason, Verdict
 
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
     const char *PyUnicode_AsUTF8(object text) except NULL
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
     void PyErr_SetInterrupt()
 
 cdef extern from "<stdlib.h>" nogil:
@@ -159,6 +160,63 @@ cdef int32_t choose_python(Service *service, const View *view, Worker *worker) n
 
 # What a Destination shows that did not come from a Core.
 cdef Dest NOBODY
+
+
+def plain_members(members):
+    """DestinationSpecs by (address, port), if nothing is wrong with any of them and all are as
+    nearly all of the hundreds of thousands of a cluster: IPv4 by masq, with a port, a weight and
+    no more. None: that is not known.
+    """
+    cdef dict found = {}
+    cdef Py_ssize_t count = 0
+    for member in members:
+        if not is_plain_member(member):
+            return None
+        found[member.address, member.port] = member
+        count += 1
+    return found if len(found) == count else None
+
+
+cdef bint is_plain_member(object member) except -1:
+    cdef uint8_t packed[4]
+    cdef Py_ssize_t length
+    cdef const char *text
+    if type(member) is not DestinationSpec:
+        return False
+    address = member.address
+    if type(address) is not str or not address.isascii():
+        return False
+    text = PyUnicode_AsUTF8AndSize(address, &length)
+    return (
+        strlen(text) == <size_t>length
+        and inet_pton(AF_INET, text, packed) == 1
+        and 0 < packed[0] < 224
+        and is_number(member.port, 1, 0xffff)
+        and is_number(member.weight, 0, 0x7fffffff)
+        and member.method == "masq"
+        and is_number(member.upper, 0, 0)
+        and is_number(member.lower, 0, 0)
+        and is_number(member.mtu, 0, 0)
+        and is_number(member.mark, 0, 0)
+        and member.tunnel is None
+    )
+
+
+cdef void give_way() noexcept:
+    """Let another thread have the GIL if it waits for it: Python would ask every 5 ms, but C that
+    works on a whole cluster takes longer.
+    """
+    with nogil:
+        pass
+
+
+cdef bint is_number(object value, long long low, long long high) except -1:
+    cdef int overflow = 0
+    cdef long long number
+    if type(value) is not int:
+        return False
+    number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    return not overflow and low <= number <= high
 
 
 cdef class Destination:
@@ -652,7 +710,11 @@ cdef class Core:
             raise IndexError(f"no destination {id}")
         return dest_of(&self.engine.destinations, id)
 
-    def new_destination(self, str address, uint16_t port):
+    def new_destinations(self, endpoints):
+        """{endpoint: `new_destination`} of each (address, port)."""
+        return {endpoint: self.new_destination(endpoint[0], endpoint[1]) for endpoint in endpoints}
+
+    cpdef object new_destination(self, str address, uint16_t port):
         """A Destination of weight 0 that no service names yet. `forget` takes it back unless a
         commit comes first. `address` is normalised.
         """
@@ -765,6 +827,7 @@ cdef class Core:
         cdef list made = []
         try:
             for record, *_ in services:
+                give_way()
                 for id, _, _, _, wanted in record.members:
                     if wanted == PLAIN:
                         if dest_of(&self.engine.destinations, id).config != self.plain:
@@ -873,6 +936,7 @@ cdef class Core:
         try:
             configs = self.new_configs(services)
             for record, edits, subset_edits in services:
+                give_way()
                 service = service_new(record, &self.engine.destinations)
                 added.append(<uintptr_t>service)
                 if record.chooser is not None:
@@ -901,6 +965,7 @@ cdef class Core:
                 replaced.append(<uintptr_t>config)
             self.configs[id] = wanted
         for pointer, (record, *_) in zip(added, services):
+            give_way()
             self.publish_destination(<Service *><uintptr_t>pointer, record)
         for id in removed_ids:
             store_i64(&dest_of(&self.engine.destinations, id).reset_at, 0)

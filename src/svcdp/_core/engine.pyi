@@ -1,12 +1,12 @@
 """Types of ``svcdp._core.engine``; the docstrings are in ``engine.pyx``."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from typing_extensions import Buffer, disjoint_base
 
 from svcdp._core.batch import PacketBatch
-from svcdp.types import Reason, Settings, Verdict
+from svcdp.types import DestinationSpec, Reason, Settings, Verdict
 
 # protocol, client, port, virtual, port, destination, port, source, port, state, method, fwmark,
 # deadline (ns), packets, destination id
@@ -38,6 +38,10 @@ _StateRow = tuple[
     int,
     _Shifts | None,
 ]
+
+def plain_members(
+    members: Iterable[DestinationSpec],
+) -> dict[tuple[str, int], DestinationSpec] | None: ...
 
 @disjoint_base
 class Destination:
@@ -109,6 +113,9 @@ class Core:
     def records(self) -> int: ...
     def sweep_records(self, now: int | None, limit: int) -> None: ...
     def new_destination(self, address: str, port: int) -> Destination: ...
+    def new_destinations(
+        self, endpoints: Iterable[tuple[str, int]]
+    ) -> dict[tuple[str, int], Destination]: ...
     def forget(self) -> None: ...
     def commit(
         self,

@@ -11,6 +11,8 @@ import pytest
 from bench import VIRTUAL, Bench
 
 from svcdp import ConfigError, Dataplane, DestinationSpec, ServiceSpec, TunnelSpec, Verdict
+from svcdp._core.engine import plain_members
+from svcdp.records import check_destination
 
 GOOD = ServiceSpec(VIRTUAL[4], 80, "tcp", (DestinationSpec("10.1.1.1", 8080),))
 SERVER = DestinationSpec("10.1.1.1", 99)
@@ -200,6 +202,42 @@ def test_unusual_addresses_of_servers(address: str, method: str) -> None:
     """This host's own, a node's cache of names, and what was reserved."""
     bench = Bench()
     bench.serve(DestinationSpec(address, 80, method=method))
+
+
+#: Servers of which it takes a second look to know whether they are right.
+NOT_PLAIN = [
+    *(spec for spec, _ in DESTINATIONS),
+    *(replace(SERVER, **{field: True}) for field in ("port", "weight")),  # type: ignore[arg-type]
+    *(replace(SERVER, **{field: 1}) for field in ("upper", "mtu", "mark")),  # type: ignore[arg-type]
+    *(replace(SERVER, **{field: 0.0}) for field in ("weight", "upper", "mark")),  # type: ignore[arg-type]
+    *(replace(SERVER, port=port) for port in (-1, 0, 65536, 1 << 70)),
+    *(replace(SERVER, weight=weight) for weight in (-1, 1 << 31, 1 << 70)),
+    *(
+        replace(SERVER, address=address)
+        for address in ("", "10.1.1", "10.1.1.1\0", "10.1.1.1\0x", "\ud800", "10.1.1.\u0661", "::1")
+    ),
+    replace(SERVER, address=b"10.1.1.1"),  # type: ignore[arg-type]
+    "10.1.1.1",
+]
+
+
+@pytest.mark.parametrize("odd", NOT_PLAIN, ids=repr)
+def test_what_is_not_plain_is_looked_at(odd: Any) -> None:
+    assert plain_members([SERVER, odd]) is None
+
+
+def test_plain_servers_are_right_as_they_are() -> None:
+    addresses = ("1.0.0.0", "10.1.1.1", "127.0.0.1", "223.255.255.255")
+    specs = [
+        replace(SERVER, address=address, port=port, weight=weight)
+        for address in addresses
+        for port, weight in ((1, 0), (80, 1), (65535, (1 << 31) - 1))
+    ]
+    found = plain_members(specs)
+    assert found == {(spec.address, spec.port): spec for spec in specs}
+    assert [check_destination(spec, GOOD) for spec in specs] == specs
+    assert plain_members([*specs, specs[3]]) is None  # it is the caller's to say what is twice
+    assert plain_members([]) == {}
 
 
 ODD_CALLS: list[Callable[[Dataplane], object]] = [

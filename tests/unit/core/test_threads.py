@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import wire
@@ -197,3 +200,42 @@ def test_a_batch_belongs_to_one_thread() -> None:
     assert set(dp.process_batch(batch)) == {Verdict.FORWARD}
     assert dp.stats().scheduler_errors == 0
     batch.clear()
+
+
+def test_a_commit_lets_others_have_the_gil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also inside the one call into the core that brings a whole cluster into force."""
+    specs = [
+        ServiceSpec(f"10.96.{n >> 8}.{n & 255}", 80, "tcp", (DestinationSpec("10.1.0.1", 80),))
+        for n in range(2000)
+    ]
+    packet = wire.packet("tcp", "192.0.2.4", 40000, specs[-1].address, 80)
+    inside: list[svcdp.Dataplane | None] = [None]
+    stop, seen = threading.Event(), threading.Event()
+    commit = svcdp.Dataplane.commit
+
+    def watched(self: svcdp.Dataplane, *args: Any) -> None:
+        inside[0] = self
+        commit(self, *args)  # between these two lines Python gives the GIL to nobody
+        inside[0] = None
+
+    def look() -> None:
+        while not stop.is_set():
+            dp = inside[0]
+            # It is in the call as long as the services are not in force.
+            if dp is not None and dp.process(bytearray(packet)).verdict == Verdict.PASS:
+                seen.set()
+
+    monkeypatch.setattr(svcdp.Dataplane, "commit", watched)
+    thread = threading.Thread(target=look, daemon=True)
+    interval = sys.getswitchinterval()
+    deadline = time.monotonic() + 30
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        while not seen.is_set() and time.monotonic() < deadline:
+            svcdp.Dataplane(16).apply(specs)
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        thread.join()
+    assert seen.is_set()
