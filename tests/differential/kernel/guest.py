@@ -41,6 +41,7 @@ from topology import (
 LINE = "/dev/ttyS0"
 SCENARIO_SECONDS = 120
 WORKERS = 32
+LISTINGS = 20  # tries
 
 CLONE_NEWNET = 0x40000000
 SYS_FINIT_MODULE = 313  # x86-64, as user-mode Linux
@@ -205,8 +206,16 @@ class Director:
 
     def do_connections(self) -> list[list[Any]]:
         """[protocol, client, port, virtual, port, server, port, state, seconds left], sorted."""
-        lines = Path("/proc/net/ip_vs_conn").read_text().splitlines()[1:]
-        return sorted(connection(line.split()) for line in lines)
+        # A listing that takes several reads leaves one out where another before it has expired
+        # since the last read. Two that have the same connections left none out.
+        rows: list[list[Any]] = []
+        for _ in range(LISTINGS):
+            before = rows
+            lines = Path("/proc/net/ip_vs_conn").read_text().splitlines()[1:]
+            rows = sorted(connection(line.split()) for line in lines)
+            if [row[:-2] for row in rows] == [row[:-2] for row in before]:
+                return rows
+        raise RuntimeError(f"connections are never the same in two of {LISTINGS} listings")
 
     def do_services(self) -> list[Any]:
         """[service, scheduler, [[server, forward, weight, active, inactive], ...]], in order."""
