@@ -139,6 +139,16 @@ def test_who_does_not_reach_the_server_has_none(cluster: Cluster) -> None:
         cluster.until_known_at(*NODES)
 
 
+def test_who_is_not_reached_has_none(cluster: Cluster) -> None:
+    """It still reaches the API server, by another way than clients."""
+    cluster.serve()
+    with cluster.daemon(0), cluster.daemon(1):
+        cluster.until_known_at(*NODES)
+        for state, nodes in (("down", ["node-2"]), ("up", NODES)):
+            cluster.segment.switch.ip(f"link set dev node-1-{SWITCH} {state}")
+            cluster.until_known_at(*nodes)
+
+
 def test_a_node_may_be_left_out(cluster: Cluster) -> None:
     cluster.serve()
     label = "node.kubernetes.io/exclude-from-external-load-balancers"

@@ -138,6 +138,42 @@ def test_interfaces_are_chosen_by_name(segment: Segment, manifests: Path) -> Non
         assert segment.neighbour(address) == segment.mac(node, "lan0")
 
 
+def test_neighbours_are_told_of_a_new_mac_address(segment: Segment, manifests: Path) -> None:
+    segment.write(manifests)
+    node = segment.nodes[0]
+    with serving(segment, manifests, nodes=(0,)) as (daemon,):
+        [address, _] = balanced(daemon)
+        segment.until_served(address)
+        for mac in ("02:00:00:00:00:11", "02:00:00:00:00:12"):
+            node.ip(f"link set dev {SWITCH} address {mac}")
+            segment.client.ip(
+                f"neigh replace {address} lladdr {segment.neighbour(address)} dev {SWITCH}"
+                " nud reachable"
+            )
+            wait_until(lambda mac=mac: segment.neighbour(address) == mac, TIMEOUT, "it hears")  # type: ignore[misc]
+            segment.until_served(address)
+
+
+def test_a_node_that_is_not_reached_has_no_address(segment: Segment, manifests: Path) -> None:
+    """Its cable is pulled, and plugged in again."""
+    segment.write(manifests)
+    with serving(segment, manifests, nodes=(0,)) as (daemon,):
+        [address, _] = balanced(daemon)
+        segment.until_served(address)
+        segment.switch.ip(f"link set dev node-1-{SWITCH} down")
+        wait_until(lambda: announced(daemon) == set(), TIMEOUT, "it has none")
+        segment.switch.ip(f"link set dev node-1-{SWITCH} up")
+        wait_until(lambda: announced(daemon) == {"node-1"}, TIMEOUT, "it has them again")
+        segment.forget()
+        segment.until_served(address)
+
+
+def announced(daemon: RunningDaemon) -> set[str]:
+    """Who has the addresses of web-0, as a node knows it."""
+    [described] = daemon.get("description", namespace="default", name="web-0")
+    return set(described["announcedBy"].values())
+
+
 def test_a_speaker_is_told_while_the_node_serves(segment: Segment, manifests: Path) -> None:
     segment.write(manifests)
     file, read = manifests.parent / "bird.conf", manifests.parent / "read"

@@ -68,6 +68,7 @@ class Announcer:
         self._record = record
         self._links: dict[Interface, Link] = {}
         self._failed: dict[Interface, str] = {}
+        self._is_mute = False
         self._seen: tuple[int, Set[str]] | None = None
         self._due: dict[str, tuple[float, int]] = {}  # when next, and how often yet
         #: Who has each address, as this node knows it; None: nobody.
@@ -112,6 +113,9 @@ class Announcer:
             self._announce(self.owned)
             log.info("announcing", extra={"interface": interface.name})
         self._failed = failed
+        if not self._links and not self._is_mute:
+            log.warning("no interface to announce on: others get this node's addresses")
+        self._is_mute = not self._links
 
     def look(self) -> None:
         """Find out who has which address now, and tell of what this node got."""

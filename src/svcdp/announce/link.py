@@ -37,7 +37,9 @@ SOLICITATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """An Ethernet device. ``mac`` is packed."""
+    """An Ethernet device, which is another one with another ``mac`` (packed): neighbours must be
+    told.
+    """
 
     name: str
     index: int

@@ -18,6 +18,7 @@ from svcdp.announce.link import Interface
 from svcdp.announce.members import FixedMembers, LeaseMembers, Members
 from svcdp.kube.events import Recorder
 from svcdp.node.config import NodeConfig
+from svcdp.node.network import NetworkWatch
 from svcdp.sync import Sync
 
 if TYPE_CHECKING:
@@ -28,16 +29,19 @@ __all__ = ["Announcing", "BgpFile", "find_interfaces"]
 log = logging.getLogger(__name__)
 
 ETHERNET = 1  # linux/if_arp.h, ARPHRD_ETHER
-IFF_UP, IFF_NOARP = 0x1, 0x80  # linux/if.h
-LOOK = 10.0  # seconds between two looks for interfaces that came, and for what failed
+# linux/if.h; it runs: there is a carrier
+IFF_UP, IFF_RUNNING, IFF_NOARP = 0x1, 0x40, 0x80
+LOOK = 10.0  # seconds between two tries of what failed
+PAUSE = 1.0  # seconds between two looks at interfaces, of which nodes have hundreds
 STEP = 0.2  # seconds between two looks at what is to be announced
 RELOAD_TIME = 30.0  # seconds
 SAID = 500  # bytes of what a program says that are logged
 
 
 def find_interfaces(names: Collection[str], addresses: Collection[str]) -> list[Interface]:
-    """Ethernet devices of this namespace that are up: those whose names match one of ``names``
-    (``eth*``), else those that have one of ``addresses``. Not in an event loop's thread.
+    """Ethernet devices of this namespace that are up and have a carrier: those whose names match
+    one of ``names`` (``eth*``), else those that have one of ``addresses``. Not in an event loop's
+    thread.
     """
     from pyroute2 import IPRoute  # type: ignore[import-untyped]  # slow, hence late
 
@@ -51,7 +55,8 @@ def find_interfaces(names: Collection[str], addresses: Collection[str]) -> list[
     found = []
     for link in links:
         name, index = link.get_attr("IFLA_IFNAME"), link["index"]
-        usable = link["ifi_type"] == ETHERNET and link["flags"] & (IFF_UP | IFF_NOARP) == IFF_UP
+        flags = link["flags"] & (IFF_UP | IFF_RUNNING | IFF_NOARP)
+        usable = link["ifi_type"] == ETHERNET and flags == IFF_UP | IFF_RUNNING
         chosen = (
             any(fnmatch.fnmatchcase(name, each) for each in names) if names else (index in holding)
         )
@@ -167,14 +172,18 @@ class Announcing:
     def _members(self, client: Client | None) -> Members:
         config = self._config
         if client is None or config.announce_nodes:
-            return FixedMembers(config.announce_nodes or (config.node_name,), self._is_fit)
+            return FixedMembers(config.announce_nodes or (config.node_name,), self._can_answer)
         return LeaseMembers(
             client,
             config.announce_lease_namespace,
             config.node_name,
             config.announce_lease_duration,
-            self._is_fit,
+            self._can_answer,
         )
+
+    def _can_answer(self) -> bool:
+        """Whether clients on a local network get here, and are served."""
+        return self.announcer is not None and bool(self.announcer.interfaces) and self._is_fit()
 
     def owner(self, address: str) -> str | None:
         """The node that announces it, as far as this one knows; None: not known."""
@@ -206,14 +215,16 @@ class Announcing:
     async def _look_for_interfaces(self) -> None:
         assert self.announcer is not None
         known: Collection[str] | None = None
-        at = 0.0
-        while True:
-            addresses = tuple(self._sync.node.addresses)
-            if addresses != known or time.monotonic() >= at:
-                known, at = addresses, time.monotonic() + LOOK
-                names = self._config.announce_interfaces
-                self.announcer.use(await asyncio.to_thread(find_interfaces, names, addresses))
-            await asyncio.sleep(STEP)
+        last, changed = float("-inf"), False
+        with NetworkWatch(links=True) as watch:
+            while True:
+                addresses = tuple(self._sync.node.addresses)
+                changed |= watch.take() or addresses != known
+                if time.monotonic() >= last + (PAUSE if changed else LOOK):
+                    known, last, changed = addresses, time.monotonic(), False
+                    names = self._config.announce_interfaces
+                    self.announcer.use(await asyncio.to_thread(find_interfaces, names, addresses))
+                await asyncio.sleep(STEP)
 
     async def _write(self) -> None:
         assert self.bgp is not None

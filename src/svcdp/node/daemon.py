@@ -43,7 +43,7 @@ from svcdp.node.health import Health
 from svcdp.node.ipvs import IpvsServices, IpvsViews
 from svcdp.node.localhost import LocalhostNodePorts
 from svcdp.node.metrics import Metrics
-from svcdp.node.network import AddressWatch, claim_netns, discover_addresses
+from svcdp.node.network import NetworkWatch, claim_netns, discover_addresses
 from svcdp.node.servicehealth import ServiceHealth
 from svcdp.node.state import ConnectionStore
 from svcdp.node.syncing import peers, sync_daemon
@@ -149,7 +149,7 @@ class _Daemon:
         config = self._config
         backend = await asyncio.to_thread(choose_backend, config)
         async with contextlib.AsyncExitStack() as undo:
-            watch = undo.enter_context(AddressWatch())  # before the first look
+            watch = undo.enter_context(NetworkWatch())  # before the first look
             addresses = config.addresses or await asyncio.to_thread(discover_addresses)
             if not addresses:
                 log.warning(NO_ADDRESSES)
@@ -340,7 +340,7 @@ class _Daemon:
 
     async def _follow_addresses(
         self,
-        watch: AddressWatch,
+        watch: NetworkWatch,
         known: tuple[str, ...],
         sync: Sync,
         mode: NfqueueMode,

@@ -11,13 +11,13 @@ from typing import Self
 from svcdp.errors import ConflictError
 from svcdp.node.values import Address
 
-__all__ = ["AddressWatch", "claim_netns", "discover_addresses"]
+__all__ = ["NetworkWatch", "claim_netns", "discover_addresses"]
 
 # linux/if_addr.h
 IFA_F_OPTIMISTIC, IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x04, 0x20, 0x40
 MAIN_TABLE = 254  # linux/rtnetlink.h, RT_TABLE_MAIN
-#: linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
-ADDRESS_GROUPS = 0x10 | 0x100
+#: linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR; RTMGRP_LINK
+ADDRESS_GROUPS, LINK_GROUP = 0x10 | 0x100, 0x1
 SOL_NETLINK, NETLINK_NO_ENOBUFS = 270, 5  # linux/netlink.h
 MESSAGE_MAX = 1 << 15  # bytes; what a netlink datagram has at most
 
@@ -69,18 +69,19 @@ def _is_usable(flags: int) -> bool:
     return not flags & IFA_F_DEPRECATED
 
 
-class AddressWatch:
-    """Knows that addresses of this namespace's interfaces came or went, not which. A context
-    manager, for one task. What happens from its making on is known.
+class NetworkWatch:
+    """Knows that addresses of this namespace's interfaces came or went, or with ``links`` that an
+    interface did or changed, not which. A context manager, for one task. What happens from its
+    making on is known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, links: bool = False) -> None:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
         try:
             # Of more than fits it is enough to know some.
             self._socket.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)
-            self._socket.bind((0, ADDRESS_GROUPS))
+            self._socket.bind((0, LINK_GROUP if links else ADDRESS_GROUPS))
         except OSError:
             self._socket.close()
             raise
@@ -95,6 +96,13 @@ class AddressWatch:
         """Until something happened, and ``settle`` seconds longer for what comes with it."""
         await asyncio.get_running_loop().sock_recv(self._socket, MESSAGE_MAX)
         await asyncio.sleep(settle)
+        self.take()
+
+    def take(self) -> bool:
+        """Whether something happened that neither this nor :meth:`wait` told of yet."""
+        happened = False
         with contextlib.suppress(BlockingIOError):
             while True:
                 self._socket.recv(MESSAGE_MAX)
+                happened = True
+        return happened
