@@ -284,7 +284,7 @@ def test_it_follows_the_addresses_of_the_node(
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
-    monkeypatch.setattr(daemon, "AddressWatch", Watch)
+    monkeypatch.setattr(daemon, "NetworkWatch", Watch)
     monkeypatch.setattr(daemon, "discover_addresses", look)
     run_with(stage, monkeypatch, script)
     assert stage.events[2] == "apply 10.96.0.10, 10.96.0.0/16 from 192.0.2.1"
