@@ -256,8 +256,9 @@ class _Term:
         self._services: dict[ObjectKey, ObservedService] = {}
         self._pools: dict[ObjectKey, ObservedPool] = {}
         self._usable: dict[ObjectKey, LoadBalancerPool] = {}
-        #: What was written, by the version that it replaced, until that is known from the server.
-        self._written: dict[ObjectKey, tuple[str, ObservedService]] = {}
+        #: What was written last, and the versions that it and writes before it replaced, until the
+        #: server tells of a later one.
+        self._written: dict[ObjectKey, tuple[set[str], ObservedService]] = {}
         self._wake = asyncio.Event()
         self._told: set[Event] = set()
         self._said: set[str] = set()
@@ -373,13 +374,15 @@ class _Term:
         except TimeoutError:
             raise ApiError("no answer while this is the leader") from None
         with contextlib.suppress(ManifestError):  # what is followed says so, too
-            self._written[service.key] = (assignment.version, decode_service(data))
+            written = decode_service(data)
+            replaced, _ = self._written.get(service.key, (set[str](), None))
+            self._written[service.key] = (replaced | {assignment.version}, written)
 
     def _observed(self) -> Iterator[ObservedService]:
         """All Services, as they were written where nothing newer is known of them."""
         for key, each in self._services.items():
-            version, written = self._written.get(key, ("", each))
-            if version == each.version:
+            replaced, written = self._written.get(key, ((), each))
+            if each.version in replaced:
                 yield written
             else:
                 self._written.pop(key, None)
