@@ -15,7 +15,6 @@ import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -64,9 +63,10 @@ RENEWALS = 6  # tries to renew the Lease, or to get it, while one would last
 PERIOD = 0.25  # seconds between two looks at the cluster: what comes meanwhile is one change
 BATCH = 250  # Services written between two looks
 RELEASE_TIME = 5.0  # seconds to leave the Lease to others when stopping
+REFUSALS = 10  # writes that fail in one look: then others have their turn in the next one
 RETRY = (0.5, 10.0)  # seconds after an error: the first wait and the longest
-#: Refusals that are about the one Service, not about all.
-SINGLE = (400, ABSENT, CONFLICT, 413, 422)
+#: What is wrong with the server, as all from 500 on is; other refusals may be about one Service.
+UNAVAILABLE = (0, 401, 408, 429)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Controller:
         return {
             "lease": not self._lease_error,
             "sources": term is None or term.is_informed,
-            "writes": term is None or not term.write_error,
+            "writes": term is None or not term.is_refused,
         }
 
     def usages(self) -> list[Usage]:
@@ -266,8 +266,17 @@ class _Term:
             Reflector(client, BALANCED, self._take_services, self._wake.set, retry=retry),
             Reflector(client, POOLS, self._take_pools, self._wake.set, retry=retry),
         )
+        #: Writes that failed, and why ("": there was a newer version), until they are tried again.
+        self._failed: dict[ObjectKey, tuple[Assignment, str]] = {}
+        self._pause = retry[0]
+        self._is_due = True  # what failed is to be tried again
+        self._is_unavailable = False  # and until then nothing else is tried
         self.decision = Decision((), (), 0)
-        self.write_error = ""
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether a status could not be written, and still cannot as far as is known."""
+        return any(text for _, text in self._failed.values())
 
     @property
     def is_informed(self) -> bool:
@@ -299,7 +308,6 @@ class _Term:
                 await _end(task)
 
     async def _work(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        pause, longest = self._retry
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -309,13 +317,7 @@ class _Term:
             self._say()
             if all(each.listed for each in self._reflectors):
                 self._decide()
-                if await self._write():
-                    pause = self._retry[0]
-                    if len(self.decision.assignments) > BATCH:
-                        self._wake.set()
-                else:
-                    asyncio.get_running_loop().call_later(pause, self._wake.set)
-                    pause = min(pause * 2, longest)
+                await self._write()
             await asyncio.sleep(PERIOD)
 
     def _decide(self) -> None:
@@ -336,30 +338,68 @@ class _Term:
                 self._record(event)
         self._told = set(now)
 
-    async def _write(self) -> bool:
-        """Whether all went well: else it is to be tried again, though nothing changes."""
-        wrong = ""
-        is_late = False
-        for each in islice(self.decision.assignments, BATCH):
+    async def _write(self) -> None:
+        """What is new first. What failed, as it was, is tried again after a while."""
+        wanted = {each.service.key: each for each in self.decision.assignments}
+        self._failed = {
+            key: (each, text)
+            for key, (each, text) in self._failed.items()
+            if wanted.get(key) == each
+        }
+        again = [wanted.pop(key) for key in self._failed]
+        tries = list(wanted.values())
+        if self._is_due:
+            self._is_unavailable = False
+            tries += again
+        elif self._is_unavailable:
+            return
+        failures, wait = 0, 0.0
+        for each in tries[:BATCH]:
             if not self._lease.is_held:
-                return False
+                failures += 1
+                break
             try:
                 await self._patch(each)
             except ApiError as error:
-                if error.status in (ABSENT, CONFLICT):
-                    self._writes["conflict"] += 1
-                    is_late = True
-                    continue
-                self._writes["failed"] += 1
-                wrong = _unwritten(each, error)
-                log.warning("%s", wrong)
-                if error.status not in SINGLE:
+                self._fail(each, error)
+                failures, wait = failures + 1, max(wait, error.retry_after)
+                self._is_unavailable = error.status in UNAVAILABLE or error.status >= 500
+                if self._is_unavailable or failures == REFUSALS:
                     break
             else:
+                self._failed.pop(each.service.key, None)
                 self._writes["written"] += 1
                 self._record(each.event)
-        self.write_error = wrong
-        return not (wrong or is_late)
+        if failures:
+            self._try_later(wait)
+        elif len(tries) > BATCH:
+            self._wake.set()
+        if not self._failed:
+            self._pause = self._retry[0]
+
+    def _fail(self, assignment: Assignment, error: ApiError) -> None:
+        key = assignment.service.key
+        _, former = self._failed.pop(key, (None, ""))  # to be the last in turn
+        text = ""
+        if error.status in (ABSENT, CONFLICT):
+            self._writes["conflict"] += 1
+        else:
+            self._writes["failed"] += 1
+            text = _unwritten(assignment, error)
+            if text != former:
+                log.warning("%s", text)
+        self._failed[key] = (assignment, text)
+
+    def _try_later(self, least: float) -> None:
+        if self._is_due:
+            self._is_due = False
+            wait = max(self._pause, least)
+            asyncio.get_running_loop().call_later(wait, self._try_again)
+            self._pause = min(self._pause * 2, self._retry[1])
+
+    def _try_again(self) -> None:
+        self._is_due = True
+        self._wake.set()
 
     async def _patch(self, assignment: Assignment) -> None:
         """ApiError."""

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import re
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,11 +140,11 @@ class FakeServer:
 class Stage:
     """A controller at that server."""
 
-    def __init__(self, server: FakeServer) -> None:
+    def __init__(self, server: FakeServer, retry: tuple[float, float] = (0.001, 0.01)) -> None:
         self.server = server
         self.events: list[Event] = []
         lease = Lease(server, "svcdp", "svcdp-controller", "me", 3600, clock=server.clock)
-        self.controller = Controller(server, lease, self.events.append, retry=(0.001, 0.01))
+        self.controller = Controller(server, lease, self.events.append, retry=retry)
 
     def reasons(self) -> set[str]:
         return {f"{each.regarding.name} {each.reason}" for each in self.events}
@@ -368,6 +369,89 @@ def test_a_service_that_the_server_refuses_does_not_stop_others(
 
     stage.play(act)
     assert server.addresses("a") == []
+
+
+def test_many_services_that_the_server_refuses_do_not_stop_others(
+    server: FakeServer, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an admission policy, whose refusal looks like a missing right."""
+    monkeypatch.setattr(controller, "BATCH", 3)
+    monkeypatch.setattr(controller, "REFUSALS", 2)
+    server.pool("192.0.2.0/24")
+    for number in range(7):
+        server.service(f"a{number}")
+    server.service("b")
+    allowed: set[str] = set()
+
+    def refuse(method: str, path: str) -> None:
+        name = path.rpartition("/")[2]
+        if method == "PATCH" and name.startswith("a") and name not in allowed:
+            raise ApiError("denied", status=403)
+
+    server.before = refuse
+
+    async def act(stage: Stage) -> None:
+        await stage.until(lambda: server.addresses("b"))
+        assert not stage.controller.checks()["writes"]
+        # Each of them has its turn again, too.
+        for name in ("a6", "a0"):
+            allowed.add(name)
+            await stage.until(lambda name=name: server.addresses(name))
+
+    stage.play(act)
+
+
+def test_what_the_server_refuses_is_not_tried_at_each_change(server: FakeServer) -> None:
+    stage = Stage(server, retry=(60.0, 60.0))
+    server.service("a")
+    refused: list[str] = []
+
+    def refuse(method: str, path: str) -> None:
+        if method == "PATCH" and path == f"{SERVICES}/a":
+            refused.append(server.objects[path]["metadata"]["resourceVersion"])
+            raise ApiError("invalid", status=422)
+
+    server.before = refuse
+
+    async def act(stage: Stage) -> None:
+        await stage.until(lambda: refused)
+        for name in "bcd":
+            server.service(name, asks="198.51.100.1")
+            await stage.until(
+                lambda name=name: f"{name} LoadBalancerIPOutOfRange" in stage.reasons()
+            )
+        assert len(refused) == 1
+        assert not stage.controller.checks()["writes"]
+        # It is another Service now.
+        server.service("a")
+        await stage.until(lambda: len(refused) == 2)
+        server.before = lambda method, path: None
+        server.service("a", type="ClusterIP")
+        await stage.until(lambda: stage.controller.checks()["writes"])
+
+    stage.play(act)
+
+
+def test_a_server_that_is_busy_is_left_in_peace(server: FakeServer) -> None:
+    stage = Stage(server)
+    server.service("a")
+    asked: list[float] = []
+
+    def refuse(method: str, path: str) -> None:
+        if method == "PATCH" and path.startswith(SERVICES):
+            asked.append(time.monotonic())
+            if len(asked) == 1:
+                raise ApiError("busy", status=429, retry_after=0.5)
+
+    server.before = refuse
+
+    async def act(stage: Stage) -> None:
+        await stage.until(lambda: asked)
+        server.service("b")
+        await stage.until(lambda: server.addresses("a") and server.addresses("b"))
+
+    stage.play(act)
+    assert asked[1] - asked[0] >= 0.5
 
 
 def test_what_one_still_has_is_not_written_to_another(server: FakeServer, stage: Stage) -> None:
