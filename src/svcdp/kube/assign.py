@@ -20,6 +20,7 @@ from svcdp.kube.events import Event
 from svcdp.kube.model import (
     LoadBalancerIngress,
     LoadBalancerPool,
+    LoadBalancerStatus,
     ObjectKey,
     ObjectMeta,
     Service,
@@ -85,11 +86,30 @@ class _Meta(msgspec.Struct, rename="camel", gc=False):
     managed_fields: list[_Managed] | None = None
 
 
+class _Place(msgspec.Struct, gc=False):
+    ip: str | None = None
+
+
+class _Places(msgspec.Struct, gc=False):
+    ingress: list[_Place] | None = None
+
+
+class _Had(msgspec.Struct, rename="camel", gc=False):
+    load_balancer: _Places | None = None
+
+
 class _Head(msgspec.Struct, gc=False):
     """What is read of an object that cannot be read as a whole."""
 
     metadata: _Meta
-    status: ServiceStatus | None = None
+    status: _Had | None = None
+
+    @property
+    def ingress(self) -> tuple[LoadBalancerIngress, ...]:
+        """Its addresses, whatever else there is of them."""
+        balancer = self.status and self.status.load_balancer
+        places = (balancer and balancer.ingress) or ()
+        return tuple(LoadBalancerIngress(ip=each.ip) for each in places)
 
 
 class ObservedService(NamedTuple):
@@ -122,7 +142,8 @@ def decode_service(data: bytes) -> ObservedService:
     except ManifestError as error:
         problem = error
         place = ObjectMeta(meta.name, meta.namespace)
-        service = Service(place, ServiceSpec(type="LoadBalancer"), head.status)
+        status = ServiceStatus(LoadBalancerStatus(head.ingress))
+        service = Service(place, ServiceSpec(type="LoadBalancer"), status)
     writers = {each.manager for each in meta.managed_fields or () if each.has_ingress}
     return ObservedService(
         service,
@@ -284,8 +305,10 @@ def _whose(each: ObservedService, known: _Pools, class_only: bool, is_partial: b
         return _Whose.OWN
     if each.is_own:
         return _Whose.OWN
-    has_name = any(each.hostname for each in _ingress(service))
-    is_pools = not has_name and known.hold(service, held_addresses(service))
+    held = held_addresses(service)
+    ingress = _ingress(service)
+    is_pools = len(held) == len(ingress) and not any(each.hostname for each in ingress)
+    is_pools = is_pools and known.hold(service, held)
     return _Whose.OWN if is_pools and known.admit(service) else _Whose.OTHERS
 
 

@@ -178,12 +178,14 @@ def allocate(
     return allocating.run(chosen)
 
 
-def held_addresses(service: Service) -> tuple[str, ...]:
-    """Those in the status of a Service to which packets come as they were sent."""
+def held_addresses(service: Service, *, of_proxies: bool = False) -> tuple[str, ...]:
+    """Those in the status of a Service to which packets come as they were sent; with
+    ``of_proxies`` the others too.
+    """
     balancer = service.status and service.status.load_balancer
     found: dict[str, None] = {}
     for each in (balancer and balancer.ingress) or ():
-        if each.ip and each.ip_mode != "Proxy":
+        if each.ip and (of_proxies or each.ip_mode != "Proxy"):
             with suppress(ManifestError):
                 found[parse_address(each.ip)] = None
     return tuple(found)
@@ -320,7 +322,7 @@ class _Allocating:
 
     def reserve(self, other: Service) -> None:
         """What it has is for nobody else, but for those who share it."""
-        for place in numbers_of(held_addresses(other)):
+        for place in numbers_of(held_addresses(other, of_proxies=True)):
             holders = self._holders.get(place)
             if holders and holders.obstacle(other):
                 self._holders[place] = replace(holders, is_closed=True)

@@ -27,13 +27,14 @@ def service(
     *addresses: str,
     by: str = "",
     hostname: str = "",
+    mode: str = "VIP",
     asks: str = "",
     finalizers: tuple[str, ...] = (),
     deleted: str | None = None,
     **spec: Any,
 ) -> ObservedService:
     """One whose status was written ``by`` somebody, as an API server has it."""
-    ingress: list[dict[str, str]] = [{"ip": text, "ipMode": "VIP"} for text in addresses]
+    ingress: list[dict[str, str]] = [{"ip": text, "ipMode": mode} for text in addresses]
     ingress += [{"hostname": hostname}] if hostname else []
     status = {"f:status": {"f:loadBalancer": {"f:ingress": {}}}}
     value = {
@@ -101,6 +102,8 @@ def test_servers_without_ip_modes_need_no_second_write() -> None:
         service("a", "198.51.100.1", by="metallb", loadBalancerClass="example.com/cloud"),
         service("a", "198.51.100.1", by="cloud"),
         service("a", hostname="lb.example.com", by="cloud"),
+        service("a", "198.51.100.1", mode="Proxy", by="cloud"),
+        service("a", "192.0.2.9", mode="Proxy", by="cloud"),
         service("a", finalizers=(CLEANUP_FINALIZER,)),
         service("a", "192.0.2.9", by="cloud", finalizers=(CLEANUP_FINALIZER,)),
         service("a", "192.0.2.9", by=MANAGER, finalizers=(CLEANUP_FINALIZER,)),
@@ -116,8 +119,9 @@ def test_what_others_serve_is_left_alone(other: ObservedService) -> None:
     assert (list(decision.assignments), list(decision.events), decision.lacking) == ([], [], 0)
 
 
-def test_what_others_have_is_given_to_nobody() -> None:
-    cloud = service("a", "192.0.2.9", by="cloud", finalizers=(CLEANUP_FINALIZER,))
+@pytest.mark.parametrize("mode", ["VIP", "Proxy"])
+def test_what_others_have_is_given_to_nobody(mode: str) -> None:
+    cloud = service("a", "192.0.2.9", mode=mode, by="cloud", finalizers=(CLEANUP_FINALIZER,))
     asks = service("b", asks="192.0.2.9")
     decision = decide([asks, service("c"), cloud], [LAN])
     assert written(decision) == {"c": "192.0.2.8"}
@@ -155,15 +159,21 @@ def test_what_it_gave_it_takes_back(former: ObservedService) -> None:
     assert (event.reason, event.message) == ("LoadBalancerIPReleased", "it has no more 192.0.2.9")
 
 
-def test_of_services_that_cannot_be_read_the_addresses_are_taken() -> None:
+@pytest.mark.parametrize(
+    ("type_", "mode", "wrong"),
+    [("BetterLoadBalancer", "VIP", "type"), ("LoadBalancer", "Better", "ipMode")],
+)
+def test_of_services_that_cannot_be_read_the_addresses_are_taken(
+    type_: str, mode: str, wrong: str
+) -> None:
     """As of a later version of the API."""
     value = {
         "metadata": {"name": "new", "resourceVersion": "7"},
-        "spec": {"type": "BetterLoadBalancer"},
-        "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.9", "ipMode": "VIP"}]}},
+        "spec": {"type": type_},
+        "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.9", "ipMode": mode}]}},
     }
     new = decode_service(json.dumps(value).encode())
-    assert "type" in str(new.problem)
+    assert wrong in str(new.problem)
     decision = decide([new, service("a", asks="192.0.2.9")], [LAN])
     assert written(decision) == {}
     assert reasons(decision) == {"a": "LoadBalancerIPAlreadyAllocated"}
