@@ -318,6 +318,7 @@ class _Allocating:
         self._holders: dict[tuple[IPFamily, int], _Holders] = {}
         self._shared: defaultdict[tuple[Hashable, ...], _Shared] = defaultdict(_Shared)
         self._held: dict[ServiceRef, dict[IPFamily, int]] = {}
+        self._full: set[Span] = set()  # all are taken, and stay so
         self._result = Allocation()
 
     def reserve(self, other: Service) -> None:
@@ -399,8 +400,11 @@ class _Allocating:
                 if not is_closed and any(number in span for span in spans):
                     return number
         for span in spans:
+            if span in self._full:
+                continue
             if (found := span.free(str(service.ref), self._holders)) is not None:
                 return found
+            self._full.add(span)
         if not spans:
             raise CapacityError(f"no LoadBalancerPool has {family} addresses for it")
         raise CapacityError(f"no {family} address is left in the LoadBalancerPools for it")

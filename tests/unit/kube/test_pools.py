@@ -336,6 +336,22 @@ def test_sharing_costs_no_comparison_with_all(monkeypatch: pytest.MonkeyPatch) -
     assert asked == len(services)
 
 
+def test_a_full_range_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many go without."""
+    looks: list[int | None] = []
+    free = pools.Span.free
+
+    def counted(*arguments: Any) -> int | None:
+        looks.append(free(*arguments))
+        return looks[-1]
+
+    monkeypatch.setattr(pools.Span, "free", counted)
+    services = [service(f"s{number}") for number in range(20)]
+    found = allocate(services, [pool("192.0.2.1-192.0.2.2", "192.0.2.9/32")])
+    assert len(found.addresses) == 3
+    assert looks.count(None) == 2
+
+
 def test_the_status_that_proxies_go_by() -> None:
     status = with_addresses(service("a"), ["192.0.2.1", "2001:db8::1"]).status
     assert msgspec.to_builtins(status) == {
