@@ -122,6 +122,11 @@ class ObservedService(NamedTuple):
     is_own: bool
     problem: ManifestError | None
 
+    @property
+    def matters(self) -> bool:
+        """Whether it has, or could have, an address."""
+        return self.is_own or self.service.spec.type == "LoadBalancer"
+
 
 class ObservedPool(NamedTuple):
     """A LoadBalancerPool as the API server has it, or what is wrong with it."""

@@ -316,14 +316,16 @@ class _Term:
                     task.result()  # raises what ended it: a bug
             self._say()
             if all(each.listed for each in self._reflectors):
-                self._decide()
+                await self._decide()
                 await self._write()
             await asyncio.sleep(PERIOD)
 
-    def _decide(self) -> None:
-        self.decision = decide(
-            self._observed(),
-            self._usable.values(),
+    async def _decide(self) -> None:
+        # Of thousands of Services it takes long, and the Lease does not wait.
+        self.decision = await asyncio.to_thread(
+            decide,
+            list(self._observed()),
+            list(self._usable.values()),
             class_only=self._class_only,
             is_partial=len(self._usable) < len(self._pools),
         )
@@ -415,8 +417,9 @@ class _Term:
             raise ApiError("no answer while this is the leader") from None
         with contextlib.suppress(ManifestError):  # what is followed says so, too
             written = decode_service(data)
-            replaced, _ = self._written.get(service.key, (set[str](), None))
-            self._written[service.key] = (replaced | {assignment.version}, written)
+            if service.key in self._services:  # it may have gone meanwhile
+                replaced, _ = self._written.get(service.key, (set[str](), None))
+                self._written[service.key] = (replaced | {assignment.version}, written)
 
     def _observed(self) -> Iterator[ObservedService]:
         """All Services, as they were written where nothing newer is known of them."""
@@ -429,13 +432,15 @@ class _Term:
                 yield each
 
     def _take_services(self, changed: Mapping[ObjectKey, ObservedService | None]) -> None:
+        """Only of those that may have addresses: they are few of a cluster's."""
         for key, found in changed.items():
-            if found is None:
-                self._services.pop(key, None)
+            if found is not None and found.matters:
+                self._services[key] = found
+            elif self._services.pop(key, None) is not None:
                 self._written.pop(key, None)
             else:
-                self._services[key] = found
-        self._wake.set()
+                continue
+            self._wake.set()
 
     def _take_pools(self, changed: Mapping[ObjectKey, ObservedPool | None]) -> None:
         """One that cannot be read counts as it was before."""

@@ -6,13 +6,15 @@ import asyncio
 import itertools
 import json
 import re
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from svcdp.kube.assign import Decision, ObservedService, decide
 from svcdp.kube.events import Event
 from svcdp.kube.leases import Lease
 from svcdp.kube.pools import ADDRESSES_ANNOTATION
@@ -303,6 +305,59 @@ def test_what_was_written_twice_counts_before_the_watch_says_so(
     stage.play(act)
     assert (server.addresses("a"), server.addresses("b")) == (["192.0.2.21"], [])
     assert stage.controller.writes == {"written": 3}
+
+
+def test_services_without_load_balancers_are_no_reason_to_look(
+    server: FakeServer, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+
+    def counted(services: Sequence[ObservedService], *arguments: Any, **more: Any) -> Decision:
+        seen.append({each.service.metadata.name for each in services})
+        return decide(services, *arguments, **more)
+
+    monkeypatch.setattr(controller, "decide", counted)
+    server.service("a")
+    server.service("plain", type="ClusterIP")
+
+    async def act(stage: Stage) -> None:
+        await stage.until(lambda: server.addresses("a"))
+        server.service("plain", type="NodePort")
+        server.service("last")
+        await stage.until(lambda: server.addresses("last"))
+        looks = len(seen)
+        for _ in range(20):
+            server.service("plain", type="ClusterIP")
+            await asyncio.sleep(0.005)
+        assert len(seen) < looks + 5  # the watch may have something to say of the last one
+        server.service("a", type="ClusterIP")
+        await stage.until(lambda: seen[-1] == {"last"})
+
+    stage.play(act)
+    assert not any("plain" in names for names in seen)
+
+
+def test_others_have_their_turn_while_it_decides(
+    server: FakeServer, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    def slow(*arguments: Any, **more: Any) -> Decision:
+        begun.set()
+        waited.append(may_end.wait(DEADLINE / 4))
+        return decide(*arguments, **more)
+
+    monkeypatch.setattr(controller, "decide", slow)
+    server.service("a")
+
+    async def act(stage: Stage) -> None:
+        await stage.until(begun.is_set)
+        may_end.set()
+        await stage.until(lambda: server.addresses("a"))
+
+    stage.play(act)
+    assert all(waited)
 
 
 def test_nothing_is_written_once_the_lease_is_over(server: FakeServer, stage: Stage) -> None:
