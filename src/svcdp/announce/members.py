@@ -16,11 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Protocol
 
-from svcdp.kube.leases import Lease, LeaseClient, LeaseRecord, Observation, lease_resource
+from svcdp.kube.leases import (
+    Lease,
+    LeaseClient,
+    LeaseRecord,
+    Observation,
+    boot_time,
+    lease_resource,
+)
 from svcdp.kube.model import ObjectKey
 from svcdp.kube.reflector import ApiError, Reflector, Requests
 
@@ -32,11 +38,6 @@ log = logging.getLogger(__name__)
 LABEL = "svcdp.io/announces-addresses"
 RENEWALS = 4  # within a Lease's duration
 RETRY = (0.1, 1.0)  # seconds; as for reflectors
-
-
-def _boot_time() -> float:
-    """Seconds that go on while the machine sleeps: others do not wait for it."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Members(Protocol):
@@ -99,7 +100,7 @@ class LeaseMembers:
         duration: int,
         is_fit: Callable[[], bool],
         *,
-        clock: Callable[[], float] = _boot_time,
+        clock: Callable[[], float] = boot_time,
     ) -> None:
         self.node_name = node_name
         self._duration = duration

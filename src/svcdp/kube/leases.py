@@ -1,7 +1,7 @@
 """Leases of ``coordination.k8s.io/v1``: who of several does something, and who is alive.
 
 As client-go's leaderelection has it: another's lease has expired when it was not seen to change
-for as long as it says, by this process's own monotonic clock. Clocks of machines are not compared;
+for as long as it says, by this machine's own monotonic clock. Clocks of machines are not compared;
 what a Lease says of times is for people.
 """
 
@@ -24,12 +24,18 @@ __all__ = [
     "LeaseRecord",
     "LeaseSpec",
     "Observation",
+    "boot_time",
     "decode_lease",
     "lease_resource",
 ]
 
 _API = "/apis/coordination.k8s.io/v1"
 _RESOURCE = "leases.coordination.k8s.io"
+
+
+def boot_time() -> float:
+    """Seconds that go on while the machine sleeps: others do not wait for it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class LeaseSpec(msgspec.Struct, frozen=True, rename="camel", gc=False):
@@ -126,7 +132,7 @@ class Lease:
         duration: int,
         labels: Mapping[str, str] | None = None,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boot_time,
     ) -> None:
         if duration < 1 or not identity:
             raise ValueError("a Lease has a duration of a second or more, and an identity")

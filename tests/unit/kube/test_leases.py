@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -288,6 +289,18 @@ def test_how_long_it_is_held(server: FakeServer, clock: Clock) -> None:
     assert first.remaining == 0.25
     clock.pass_(5)
     assert first.remaining == 0
+    assert not first.is_held
+
+
+def test_a_hold_ends_while_the_machine_sleeps(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other machines do not wait for it."""
+    now = {time.CLOCK_BOOTTIME: 1000.0, time.CLOCK_MONOTONIC: 1000.0}
+    monkeypatch.setattr(time, "clock_gettime", now.__getitem__)
+    first = Lease(server, "svcdp", "web", "a", 3)
+    assert acquire(first)
+    now[time.CLOCK_BOOTTIME] += 3
     assert not first.is_held
 
 
