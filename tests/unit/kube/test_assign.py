@@ -137,6 +137,11 @@ def test_what_somebody_wrote_that_is_in_a_pool_is_kept() -> None:
     assert written(decision) == {"b": "192.0.2.8"}
 
 
+def test_what_is_in_a_pool_for_others_is_left_alone() -> None:
+    pools = [pool("192.0.2.9/32", namespaces=["shop"]), pool("192.0.2.8/32")]
+    assert written(decide([service("a", "192.0.2.9", by="cloud")], pools)) == {}
+
+
 def test_of_its_own_class_it_serves_what_others_wrote() -> None:
     decision = decide([service("a", "198.51.100.1", by="somebody", **OWN)], [pool("192.0.2.9/32")])
     assert written(decision) == {"a": "192.0.2.9"}

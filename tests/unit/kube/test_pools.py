@@ -278,6 +278,23 @@ def test_dual_stack() -> None:
     assert got(allocate([asked], [wide])) == {"a": "192.0.2.7 2001:db8::7"}
 
 
+def test_a_pool_for_those_who_ask_gives_nobody_else_any() -> None:
+    found = allocate([service("a")], [pool("192.0.2.3/32", autoAssign=False)])
+    assert not found.addresses
+    assert reasons(found) == {"a": "LoadBalancerPoolFull"}
+
+
+def test_the_order_of_pools_does_not_matter() -> None:
+    pools = [pool("192.0.2.1/32", name="a"), pool("192.0.2.2/32", name="b")]
+    assert got(allocate([service("x")], pools)) == {"x": "192.0.2.1"}
+    assert got(allocate([service("x")], reversed(pools))) == {"x": "192.0.2.1"}
+
+
+def test_without_families_it_has_those_of_what_it_asks_for() -> None:
+    asked = service("a", ip="2001:db8::7")
+    assert got(allocate([asked], [pool("192.0.2.0/24", "2001:db8::/64")])) == {"a": "2001:db8::7"}
+
+
 LOCAL: dict[str, Any] = {"externalTrafficPolicy": "Local"}
 
 
@@ -307,6 +324,39 @@ def test_sharing(first: Service, second: Service, shared: bool) -> None:
     # Who need not share does not, and who may does.
     wide = got(allocate([first, second], [pool("192.0.2.0/24")]))
     assert (wide["a"] == wide["b"]) is shared
+    # Nor does who asks for just that address.
+    asking = [_asking(each, "192.0.2.1") for each in (first, second)]
+    found = allocate(asking, [pool("192.0.2.0/24")])
+    assert reasons(found) == ({} if shared else {"b": "LoadBalancerIPAlreadyAllocated"})
+
+
+def _asking(each: Service, address: str) -> Service:
+    spec = msgspec.structs.replace(each.spec, load_balancer_ip=address)
+    return msgspec.structs.replace(each, spec=spec)
+
+
+def test_a_port_of_another_protocol_is_another_one() -> None:
+    both = [
+        service(name, sharing="k", ports=[{"port": 53, "protocol": protocol}])
+        for name, protocol in (("a", "TCP"), ("b", "UDP"))
+    ]
+    assert got(allocate(both, [pool("192.0.2.1/32")])) == dict.fromkeys("ab", "192.0.2.1")
+
+
+def test_pods_of_two_namespaces_are_not_the_same() -> None:
+    """However alike the labels are, by which a node has some of them."""
+    services = [
+        service(namespace, port, namespace=namespace, sharing="k", selector={"run": "x"}, **LOCAL)
+        for port, namespace in enumerate(("shop", "web"), 80)
+    ]
+    found = allocate(services, [pool("192.0.2.1-192.0.2.2")])
+    assert len(set(got(found).values())) == 2
+
+
+def test_an_address_of_a_pool_for_others_is_not_shared() -> None:
+    pools = [pool("192.0.2.1/32", name="a", namespaces=["a"]), pool("192.0.2.2/32", name="b")]
+    services = [service("x", 80, namespace="a", sharing="k"), service("y", 81, sharing="k")]
+    assert got(allocate(services, pools)) == {"x": "192.0.2.1", "y": "192.0.2.2"}
 
 
 def test_the_first_address_with_room_is_shared() -> None:

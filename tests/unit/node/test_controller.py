@@ -71,6 +71,12 @@ class FakeServer:
                     item = json.loads(json.dumps(self.objects[path]))
                     queue.put_nowait({"type": kind, "object": item})
 
+    def delete(self, path: str) -> None:
+        found = self.objects.pop(path)
+        for folder, queue in self._watches:
+            if path.startswith(f"{folder}/"):
+                queue.put_nowait({"type": "DELETED", "object": found})
+
     def now(self, act: Callable[[], object]) -> None:
         """Watches tell of this at once, and of nothing that they have not told yet."""
         late, self._late, self.lags = self._late, [], False
@@ -142,10 +148,18 @@ class FakeServer:
 class Stage:
     """A controller at that server."""
 
-    def __init__(self, server: FakeServer, retry: tuple[float, float] = (0.001, 0.01)) -> None:
+    def __init__(
+        self,
+        server: FakeServer,
+        *,
+        retry: tuple[float, float] = (0.001, 0.01),
+        duration: int = 3600,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self.server = server
         self.events: list[Event] = []
-        lease = Lease(server, "svcdp", "svcdp-controller", "me", 3600, clock=server.clock)
+        clock = clock or server.clock
+        lease = Lease(server, "svcdp", "svcdp-controller", "me", duration, clock=clock)
         self.controller = Controller(server, lease, self.events.append, retry=retry)
 
     def reasons(self) -> set[str]:
@@ -405,6 +419,7 @@ def test_who_may_not_write_is_told_what_to_grant(
     stage.play(act)
     assert stage.controller.writes == {"failed": 3, "written": 2}
     assert "grant the verb patch on services/status" in caplog.text
+    assert caplog.text.count("Service default/a: its status") == 1  # though it failed twice
 
 
 def test_a_service_that_the_server_refuses_does_not_stop_others(
@@ -507,6 +522,105 @@ def test_a_server_that_is_busy_is_left_in_peace(server: FakeServer) -> None:
 
     stage.play(act)
     assert asked[1] - asked[0] >= 0.5
+
+
+def test_many_are_written_though_nothing_else_happens(
+    server: FakeServer, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "BATCH", 2)
+    server.pool("192.0.2.0/24")
+    for number in range(5):
+        server.service(f"s{number}")
+    server.lags = True
+
+    async def act(stage: Stage) -> None:
+        await stage.until(lambda: stage.controller.writes["written"] == 5)
+
+    stage.play(act)
+
+
+def test_a_write_without_an_answer_ends_with_the_lease(server: FakeServer) -> None:
+    stage = Stage(server, duration=1, clock=time.monotonic)
+    server.service("a")
+
+    async def patch(path: str, body: bytes) -> bytes:
+        if path.startswith(SERVICES) and not stage.controller.writes:
+            await asyncio.Event().wait()
+        return await answer(path, body)
+
+    answer = server.patch
+    server.patch = patch  # type: ignore[method-assign]
+
+    async def act(stage: Stage) -> None:
+        await stage.until(lambda: server.addresses("a"))
+
+    stage.play(act)
+    assert stage.controller.writes == {"failed": 1, "written": 1}
+
+
+def test_without_an_answer_for_its_lease_it_leads_no_longer(
+    server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(server, duration=1, clock=time.monotonic)
+    server.service("a")
+    is_cut = False
+
+    async def patch(path: str, body: bytes) -> bytes:
+        if path.startswith(LEASES) and is_cut:
+            await asyncio.Event().wait()
+        return await answer(path, body)
+
+    answer = server.patch
+    server.patch = patch  # type: ignore[method-assign]
+
+    async def act(stage: Stage) -> None:
+        nonlocal is_cut
+        await stage.until(lambda: server.addresses("a"))
+        is_cut = True
+        await stage.until(lambda: "no longer leading" in caplog.text)
+        assert not stage.controller.usages()
+        assert not stage.controller.checks()["lease"]
+        is_cut = False
+        await stage.until(lambda: stage.controller.is_leader)
+        server.service("b")
+        await stage.until(lambda: server.addresses("b"))
+
+    stage.play(act)
+    assert stage.controller.writes == {"written": 2}
+
+
+def test_of_a_deleted_pool_nothing_stays(server: FakeServer, stage: Stage) -> None:
+    server.service("a")
+
+    async def act(stage: Stage) -> None:
+        await stage.until(lambda: server.addresses("a"))
+        server.delete(f"{POOLS}/lan")
+        await stage.until(lambda: not server.addresses("a"))
+        assert not stage.controller.usages()
+
+    stage.play(act)
+
+
+def test_what_is_wrong_is_told_once_until_it_is_wrong_again(
+    server: FakeServer, stage: Stage
+) -> None:
+    server.service("a", asks="198.51.100.1")
+
+    def told() -> int:
+        return sum(each.reason == "LoadBalancerIPOutOfRange" for each in stage.events)
+
+    async def act(stage: Stage) -> None:
+        await stage.until(told)
+        server.service("b")
+        await stage.until(lambda: server.addresses("b"))
+        assert told() == 1
+        server.pool("192.0.2.8-192.0.2.10")
+        server.service("a", asks="192.0.2.10")
+        await stage.until(lambda: server.addresses("a"))
+        server.service("a", asks="198.51.100.1")
+        await stage.until(lambda: told() == 2)
+
+    stage.play(act)
 
 
 def test_what_one_still_has_is_not_written_to_another(server: FakeServer, stage: Stage) -> None:
