@@ -198,6 +198,35 @@ def test_a_flow_of_a_kept_server_goes_on(fields: dict[str, Any]) -> None:
     assert ("udp", ONE.address, ONE.port) not in other.dp.captures().real
 
 
+def test_a_server_that_two_services_keep() -> None:
+    """What the one knows of it is not the other's."""
+    bench, other = Bench(), Bench(seed=2)
+    for port in (80, 81):
+        bench.serve(ONE, port=port, protocol="udp")
+        bench.send(port=port, to=(VIRTUAL[4], port), protocol="udp")
+        other.serve(TWO, port=port, **KEPT)
+    for state in bench.dp.export_connections():
+        assert other.dp.import_connection(state) == "created"
+    # Named no more by one of them: the other's flow goes on.
+    other.serve(TWO, port=80, protocol="udp")
+    for port, reason in ((80, Reason.NEW), (81, Reason.ESTABLISHED)):
+        result = other.send(port=port, to=(VIRTUAL[4], port), protocol="udp")
+        assert result.reason == reason
+
+
+def test_nobody_is_bound_to_a_kept_server() -> None:
+    """It is chosen no more."""
+    bench, other = Bench(), Bench(seed=2)
+    bench.serve(ONE, protocol="udp", persistence=100)
+    bench.send(protocol="udp")
+    other.serve(TWO, **KEPT, persistence=100)
+    outcomes = {
+        state.is_template: other.dp.import_connection(state)
+        for state in bench.dp.export_connections()
+    }
+    assert outcomes == {True: "no_destination", False: "created"}
+
+
 def test_a_kept_server_of_a_range() -> None:
     bench, other = Bench(), Bench(seed=2)
     one, two = replace(ONE, port=0), replace(TWO, port=0)

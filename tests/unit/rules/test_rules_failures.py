@@ -51,9 +51,11 @@ def test_what_is_in_force_stays_when_it_cannot_be_renewed(host: Host, tool: str)
     # Once taken back, a failure leaves nothing again.
     backend.remove()
     assert host.values() == "0 0"
+    host.log()
     host.fails(tool, "line 7 failed")
     with pytest.raises(RulesError):
         backend.apply(plan)
+    assert "ipset list -name" in host.log()
     assert host.values() == "0 0"
 
 
