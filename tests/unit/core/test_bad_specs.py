@@ -72,6 +72,7 @@ SERVICES: list[tuple[dict[str, Any], str]] = [
     ({"on_removal": None}, "on_removal"),
     ({"on_removal": []}, "on_removal"),
     ({"mss_clamp": "yes"}, "mss_clamp"),
+    ({"address": VIRTUAL[6], "destinations": (SERVER,)}, "other IP family"),
     ({"helper": "tftp"}, "helper"),
     ({"helper": []}, "helper"),
     ({"protocol": "udp", "helper": "ftp"}, "helper"),
