@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from svcdp.cli._demo import daemon
-from svcdp.kube.model import Object, Service
+from svcdp.kube.model import Object
 
 from .cluster import NODE, cluster, plain_cluster
 
@@ -52,17 +51,12 @@ def manifests(objects: Iterable[Object]) -> Iterator[dict[str, Any]]:
     """As an API server has them."""
     for each in objects:
         kind = type(each).__name__
-        item = {
-            "apiVersion": VERSIONS[kind],
-            "kind": kind,
-            **_without_null(msgspec.to_builtins(each)),
-        }
-        if isinstance(each, Service):
-            item["status"] = {"loadBalancer": {}}
-        yield item
+        value = _without_null(msgspec.to_builtins(each))
+        yield {"apiVersion": VERSIONS[kind], "kind": kind, **value}
 
 
 def _without_null(value: Any) -> Any:
+    """What is left out an API server fills in."""
     if isinstance(value, dict):
         return {key: _without_null(each) for key, each in value.items() if each is not None}
     if isinstance(value, list | tuple):
@@ -134,6 +128,8 @@ def main() -> None:
     commands = ["link set lo up", *(f"address add {each} dev lo" for each in NODE.addresses)]
     subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)
     sys.path.append(str(SUPPORT))
+    from controlplane import PROGRAM
+
     daemon.START_TIME = START_TIME
     make = cluster if options.all_kinds else plain_cluster
     items = list(manifests(make(options.services, options.endpoints)))
@@ -142,20 +138,16 @@ def main() -> None:
     )
     line = "{:<14} {:>9} {:>14} {:>10}"
     print(line.format("from", "ready, s", "resident, MiB", "peak, MiB"), flush=True)
-    for name, measure in (("a folder", from_folder), ("an API server", from_api_server)):
+    measures = {"a folder": from_folder}
+    if PROGRAM.exists():
+        measures["an API server"] = from_api_server
+    for name, measure in measures.items():
         with tempfile.TemporaryDirectory() as folder:
-            if measure is from_api_server and not _has_api_server():
-                print("no API server: make build/cluster/apiserver")
-                continue
             figures = measure(items, options.rounds, Path(folder))
         ready, resident, peak = (statistics.median(each) for each in zip(*figures, strict=True))
         print(line.format(name, f"{ready:.1f}", f"{resident:.0f}", f"{peak:.0f}"), flush=True)
-
-
-def _has_api_server() -> bool:
-    from controlplane import PROGRAM
-
-    return PROGRAM.exists() and shutil.which("openssl") is not None
+    if not PROGRAM.exists():
+        print("no API server: make build/cluster/apiserver")
 
 
 if __name__ == "__main__":
