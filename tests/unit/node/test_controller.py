@@ -46,6 +46,8 @@ class FakeServer:
     def __init__(self) -> None:
         self.objects: dict[str, Any] = {}
         self.before: Callable[[str, str], object] = lambda method, path: None
+        #: Whether a patch of this path gets no answer.
+        self.hangs: Callable[[str], bool] = lambda path: False
         #: Whether watches say nothing, until there is something new.
         self.lags = False
         self.clock = Clock()
@@ -125,6 +127,8 @@ class FakeServer:
         return self._found(f"{path}/{made['metadata']['name']}")
 
     async def patch(self, path: str, body: bytes) -> bytes:
+        if self.hangs(path):
+            await asyncio.Event().wait()
         path, _, manager = path.partition("/status?fieldManager=")
         self.before("PATCH", path)
         self._found(path)
@@ -542,14 +546,7 @@ def test_many_are_written_though_nothing_else_happens(
 def test_a_write_without_an_answer_ends_with_the_lease(server: FakeServer) -> None:
     stage = Stage(server, duration=1, clock=time.monotonic)
     server.service("a")
-
-    async def patch(path: str, body: bytes) -> bytes:
-        if path.startswith(SERVICES) and not stage.controller.writes:
-            await asyncio.Event().wait()
-        return await answer(path, body)
-
-    answer = server.patch
-    server.patch = patch  # type: ignore[method-assign]
+    server.hangs = lambda path: path.startswith(SERVICES) and not stage.controller.writes
 
     async def act(stage: Stage) -> None:
         await stage.until(lambda: server.addresses("a"))
@@ -563,24 +560,14 @@ def test_without_an_answer_for_its_lease_it_leads_no_longer(
 ) -> None:
     stage = Stage(server, duration=1, clock=time.monotonic)
     server.service("a")
-    is_cut = False
-
-    async def patch(path: str, body: bytes) -> bytes:
-        if path.startswith(LEASES) and is_cut:
-            await asyncio.Event().wait()
-        return await answer(path, body)
-
-    answer = server.patch
-    server.patch = patch  # type: ignore[method-assign]
 
     async def act(stage: Stage) -> None:
-        nonlocal is_cut
         await stage.until(lambda: server.addresses("a"))
-        is_cut = True
+        server.hangs = lambda path: path.startswith(LEASES)
         await stage.until(lambda: "no longer leading" in caplog.text)
         await stage.until(lambda: not stage.controller.usages())  # its work ends
         assert not stage.controller.checks()["lease"]
-        is_cut = False
+        server.hangs = lambda path: False
         await stage.until(lambda: stage.controller.is_leader)
         server.service("b")
         await stage.until(lambda: server.addresses("b"))
